@@ -1,0 +1,72 @@
+"""The backbone: a diffusers UNet, VAE and noise schedule behind three calls (encode, predict, decode)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """UNet, autoencoder and schedule of any size; the only place that knows the latent's scaling.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel.
+        vae: a diffusers autoencoder with `encode`, `decode` and `config.scaling_factor`.
+        alphas_cumprod: alpha_bar of every training timestep, (T,), float.
+        prediction_type: epsilon, v_prediction or sample.
+        prompt_embeds: (1, tokens, width), or None for a UNet without cross-attention.
+    """
+
+    alphas_cumprod: Tensor
+    prompt_embeds: Tensor | None
+
+    def __init__(
+        self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str, prompt_embeds: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.unet, self.vae = unet, vae
+        self.prediction_type = prediction_type
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the UNet's weights."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the UNet's weights."""
+        return self.unet.device
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """Dtype of pixels, z0 and the blend: float32, or float64 for a float64 UNet."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def alpha_bar(self, t: int | Tensor) -> Tensor:
+        """Return alpha_bar at timestep t: a scalar for an int, (B, 1, 1, 1) for a batch of timesteps."""
+        value = self.alphas_cumprod[t]
+        return value if isinstance(t, int) else value.view(-1, 1, 1, 1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Encode x, (B, 3, H, W) in [-1, 1], to the scaled latent (B, C, h, w): the posterior's mode, no randomness."""
+        out = self.vae.encode(x.to(self._vae_dtype, memory_format=torch.channels_last))
+        z = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
+        return z * self.vae.config.scaling_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decode a scaled latent, (B, C, h, w), to pixels (B, 3, H, W), about [-1, 1]."""
+        return self.vae.decode((z / self.vae.config.scaling_factor).to(self._vae_dtype)).sample
+
+    def predict(self, z: Tensor, t: int | Tensor) -> Tensor:
+        """Run the UNet on a scaled latent at timestep t (an int, or (B,)); returns its prediction, (B, C, h, w)."""
+        c = self.prompt_embeds
+        z = z.to(self.dtype, memory_format=torch.channels_last)
+        return self.unet(z, t, None if c is None else c.expand(len(z), -1, -1), return_dict=False)[0]
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        # A parameter-free autoencoder loses nothing in the wide type, and rounding pixels to bf16 would.
+        first = next(self.vae.parameters(), None)
+        return self.wide_dtype if first is None else first.dtype

@@ -1,0 +1,92 @@
+"""Files that survive a kill: atomic writes, hashes, and safetensors that carry their own metadata."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tudsr.errors import ModelError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    """Save tensors as safetensors, atomically.
+
+    Args:
+        path: the file.
+        tensors: name → tensor.
+        metadata: name → JSON value, kept in the file's header.
+    """
+    from safetensors.torch import save_file
+
+    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, header)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load what `save_tensors` wrote: (tensors, metadata).
+
+    Raises:
+        ModelError: when the file is missing, a pickle or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: only .safetensors files are loaded; a pickle can run code, so convert it first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: _json_or_text(value) for key, value in (file.metadata() or {}).items()}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def _json_or_text(value: str) -> Any:
+    # Files of other writers (diffusers: {"format": "pt"}) hold plain text.
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """Return {relative POSIX path: SHA-256} of every .safetensors file below a folder."""
+    files = sorted(path for path in folder.rglob("*.safetensors") if not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def verify_hashes(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Return one line per weight file that is missing, changed or not listed; an empty list means all is well."""
+    found = weight_hashes(folder)
+    lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"{name}: not listed in tudsr.json" for name in sorted(found.keys() - expected.keys())]
+    changed = (name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name])
+    return lines + [f"{name}: SHA-256 is {found[name]}, tudsr.json says {expected[name]}" for name in changed]

@@ -1,0 +1,255 @@
+"""Photo data sets: reproducible crops with their degraded versions.
+
+Everything random follows from (seed, index), so that a run sees the same samples with any number of workers and after
+a resume at any position.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tudsr.config import Settings
+from tudsr.data.degradation import DegradationLike, degrade
+from tudsr.data.photos import PhotoStore, Pixels, check_photos, find_photos, manifest_hash, split_photos
+from tudsr.errors import DataError
+
+__all__ = [
+    "STAGE_1_SCALES",
+    "STAGE_2_SCALES",
+    "PhotoDataset",
+    "Scales",
+    "ValidationSet",
+    "check_photos",
+    "find_photos",
+    "manifest_hash",
+    "split_photos",
+]
+
+# Streams of random numbers beside the degradation's own, which is (seed, index).
+_STREAM_CROP, _STREAM_SCALE, _STREAM_ORDER = 1, 2, 3
+
+
+class Scales(Settings):
+    """How the upsampling ratio is drawn: some fixed ratios with their probabilities, the rest uniform in a range."""
+
+    fixed: dict[float, float] = Field(default_factory=dict)
+    uniform: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        total = sum(self.fixed.values())
+        if min((*self.fixed, *(self.uniform or ()), 1.0)) < 1.0:
+            raise ValueError("ratios must be at least 1")
+        if min((*self.fixed.values(), 0.0)) < 0 or total > 1 + 1e-9:
+            raise ValueError("probabilities must be non-negative and sum to at most 1")
+        if self.uniform is None and total < 1 - 1e-9:
+            raise ValueError("without a uniform range the fixed probabilities must sum to 1")
+        if self.uniform is not None and self.uniform[0] > self.uniform[1]:
+            raise ValueError("the uniform range must be (low, high)")
+        return self
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """Draw one ratio."""
+        where = rng.random()
+        for ratio, probability in self.fixed.items():
+            where -= probability
+            if where < 0:
+                return ratio
+        if self.uniform is None:
+            return next(reversed(self.fixed))
+        return float(rng.uniform(*self.uniform))
+
+
+# Source: METHOD («Light degradation», «Training»): M from 1 to 4, half of the time 4; then half at x8, half at x4.
+STAGE_1_SCALES = Scales(fixed={4.0: 0.5}, uniform=(1.0, 4.0))
+STAGE_2_SCALES = Scales(fixed={8.0: 0.5, 4.0: 0.5})
+
+
+class PhotoDataset(Dataset[dict[str, Any]]):
+    """Random crops of photos, with their degraded versions.
+
+    A sample is a dict: `gt` (3, crop, crop) and `lq` (3, side, side), float32 RGB in [-1, 1]; `index`; `photo`, the
+    number of the photo in `paths`; `skipped`, the number of broken photos that were passed over to find it. Without a
+    degradation there is no `lq`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        crop_px: int,
+        seed: int,
+        length: int,
+        scales: Scales = STAGE_1_SCALES,
+        degradation: DegradationLike | None = None,
+        group: int = 1,
+        cache_mb: int = 2000,
+        p_down: float = 0.25,
+    ) -> None:
+        """Check the photos' headers and keep the usable ones.
+
+        Args:
+            paths: photos; those that cannot be read or are smaller than a crop are left out (see `report`).
+            crop_px: side of the ground truth.
+            seed: the run's seed, >= 0.
+            length: number of samples.
+            scales: how the ratio of ground truth to LQ is drawn, once per group.
+            degradation: a preset's name, a specification or a mix; None gives ground truth only.
+            group: consecutive samples that share one LQ size (the batch size).
+            cache_mb: memory for decoded photos, per process.
+            p_down: probability that the photo is first reduced by a factor in [1/2, 1), as far as the crop still fits.
+
+        Raises:
+            DataError: when no photo is usable.
+        """
+        usable, self.report = check_photos(paths, crop_px)
+        self._store = PhotoStore(usable, crop_px, cache_mb)
+        self.crop_px, self.seed, self.length, self.group = crop_px, seed, length, group
+        self.scales, self.degradation, self.p_down = scales, degradation, p_down
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The usable photos; `photo` of a sample counts in these."""
+        return self._store.paths
+
+    @property
+    def broken(self) -> set[Path]:
+        """Photos that this process could not decode."""
+        return self._store.broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def lq_side_px(self, index: int) -> int:
+        """Return the side of the LQ picture of a sample: that of its group."""
+        ratio = self.scales.draw(np.random.default_rng((self.seed, index // self.group, _STREAM_SCALE)))
+        return max(1, round(self.crop_px / ratio))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        photo, pixels, skipped = self._choose(index)
+        rng = np.random.default_rng((self.seed, index, _STREAM_CROP))
+        gt = _to_tensor(_augment(_random_crop(pixels, self.crop_px, self.p_down, rng), rng))
+        sample = {"gt": gt, "index": index, "photo": photo, "skipped": skipped}
+        if self.degradation is not None:
+            side = self.lq_side_px(index)
+            sample["lq"] = degrade(gt, side, side, preset=self.degradation, seed=self.seed, index=index)
+        return sample
+
+    def _choose(self, index: int) -> tuple[int, Pixels, int]:
+        """Return the sample's photo, or the next of the epoch's order that is not broken."""
+        count = len(self.paths)
+        epoch, position = divmod(index, count)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch, _STREAM_ORDER)).permutation(count)
+        for skipped in range(count):
+            photo = int(self._order[1][(position + skipped) % count])
+            pixels = self._store.get(photo)
+            if pixels is not None:
+                return photo, pixels, skipped
+        raise DataError(f"none of {count} photos can be decoded.")
+
+
+def _random_crop(pixels: Pixels, crop_px: int, p_down: float, rng: np.random.Generator) -> Pixels:
+    """Cut a random square, (crop_px, crop_px, 3), now and then from a photo reduced by up to a half."""
+    height, width = pixels.shape[:2]
+    side = crop_px
+    if rng.random() < p_down:
+        side = round(crop_px / rng.uniform(max(0.5, crop_px / min(height, width)), 1.0))
+    top = int(rng.integers(height - side + 1))
+    left = int(rng.integers(width - side + 1))
+    square = pixels[top : top + side, left : left + side]
+    if side == crop_px:
+        return square
+    return np.asarray(Image.fromarray(square).resize((crop_px, crop_px), Image.Resampling.LANCZOS))
+
+
+def _augment(square: Pixels, rng: np.random.Generator) -> Pixels:
+    """Turn and mirror at random: all eight symmetries of the square, equally likely."""
+    turned = np.rot90(square, int(rng.integers(4)))
+    return turned[:, ::-1] if rng.random() < 0.5 else turned
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """Return (3, H, W) float32 in [-1, 1] from (H, W, 3) uint8."""
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)).div_(127.5).sub_(1)
+
+
+class ValidationSet(Dataset[dict[str, Any]]):
+    """One fixed crop of every photo, with a degradation that depends on the seed and the photo's place only.
+
+    Samples are like those of `PhotoDataset`; all ground truth is held in memory.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        crop_px: int,
+        scale: float,
+        degradation: DegradationLike,
+        seed: int,
+        crop: Literal["centre", "detail"] = "centre",
+    ) -> None:
+        """Decode all photos and cut their crops.
+
+        Args:
+            paths: photos; unreadable and too small ones are left out.
+            crop_px: side of the ground truth.
+            scale: ratio of ground truth to LQ, >= 1.
+            degradation: a preset's name, a specification or a mix.
+            seed: seed of the degradation, >= 0.
+            crop: the centre, or the place with the most detail.
+
+        Raises:
+            DataError: when no photo is usable.
+        """
+        usable, self.report = check_photos(paths, crop_px)
+        store = PhotoStore(usable, crop_px, cache_mb=0)
+        place = _centre if crop == "centre" else _most_detailed
+        self.paths: list[Path] = []
+        self._crops: list[Pixels] = []
+        for photo, path in enumerate(usable):
+            pixels = store.get(photo)
+            if pixels is not None:
+                top, left = place(pixels, crop_px)
+                self.paths.append(path)
+                self._crops.append(pixels[top : top + crop_px, left : left + crop_px].copy())
+        if not self._crops:
+            raise DataError(f"none of {len(usable)} validation photos can be decoded.")
+        self.side_px = max(1, round(crop_px / scale))
+        self._degradation, self._seed = degradation, seed
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        gt = _to_tensor(self._crops[index])
+        lq = degrade(gt, self.side_px, self.side_px, preset=self._degradation, seed=self._seed, index=index)
+        return {"gt": gt, "lq": lq, "index": index, "photo": index, "skipped": 0}
+
+
+def _centre(pixels: Pixels, crop_px: int) -> tuple[int, int]:
+    return (pixels.shape[0] - crop_px) // 2, (pixels.shape[1] - crop_px) // 2
+
+
+def _most_detailed(pixels: Pixels, crop_px: int) -> tuple[int, int]:
+    """Return top and left of the square with the largest sum of absolute luma gradients."""
+    grey = pixels.astype(np.float32).mean(axis=2)
+    detail = np.zeros_like(grey, dtype=np.float64)
+    detail[1:] += np.abs(np.diff(grey, axis=0))
+    detail[:, 1:] += np.abs(np.diff(grey, axis=1))
+    table = np.pad(detail.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    n = crop_px
+    sums = table[n:, n:] - table[:-n, n:] - table[n:, :-n] + table[:-n, :-n]
+    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(top), int(left)

@@ -1,0 +1,280 @@
+"""Real-ESRGAN's second-order degradation: a plan of plain numbers drawn from (seed, index), and its execution.
+
+Results depend on (seed, index), the crop and the settings alone: not on batch, order, worker or (up to float rounding,
+which may move an 8-bit value by a level) the device.
+Source: Wang et al., «Real-ESRGAN» (2021); METHOD («Light degradation») for the light preset.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from tudsr.config import Settings
+from tudsr.data.jpeg import jpeg
+from tudsr.data.kernels import Kernel, draw_blur_kernel, draw_sinc_kernel
+from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, resize_to
+from tudsr.errors import ConfigError
+
+Range = tuple[float, float]
+ResizeMode = Literal["area", "bilinear", "bicubic"]
+_RESIZE_MODES: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
+_SEED_BOUND = 2**63 - 1
+
+
+class DegradationStage(Settings):
+    """One of the two rounds of blur, resize, noise and JPEG.
+
+    Ranges are inclusive and drawn uniformly. `noise_sigma` is in 8-bit levels, `sigma_px` the kernels' standard
+    deviation, `resize_probs` the probabilities of up, down, keep.
+    """
+
+    blur_prob: float = Field(default=1.0, ge=0, le=1)
+    sigma_px: Range
+    sinc_prob: float = Field(default=0.1, ge=0, le=1)
+    resize: Range
+    resize_probs: tuple[float, float, float]
+    gaussian_prob: float = Field(default=0.5, ge=0, le=1)
+    noise_sigma: Range
+    poisson_scale: Range
+    grey_prob: float = Field(default=0.4, ge=0, le=1)
+    jpeg_quality: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("sigma_px", "resize", "noise_sigma", "poisson_scale", "jpeg_quality"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be two numbers with 0 < low <= high")
+        if self.jpeg_quality[1] > 100:
+            raise ValueError("jpeg_quality may be at most 100")
+        if not self.resize[0] <= 1 <= self.resize[1]:
+            raise ValueError("resize must contain 1")
+        if min(self.resize_probs) < 0 or abs(sum(self.resize_probs) - 1) > 1e-9:
+            raise ValueError("resize_probs must be three probabilities that sum to 1")
+        return self
+
+
+class Degradation(Settings):
+    """Both rounds and the final sinc filter."""
+
+    first: DegradationStage
+    second: DegradationStage
+    final_sinc_prob: float = Field(default=0.8, ge=0, le=1)
+
+
+class DegradationMix(Settings):
+    """Presets and their weights; one is drawn per sample."""
+
+    weights: dict[str, float] = {"light": 0.8, "heavy": 0.2}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unknown = sorted(set(self.weights) - set(PRESETS))
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a degradation; known ones: {', '.join(sorted(PRESETS))}")
+        if not self.weights or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+            raise ValueError("weights must be non-negative with a positive sum")
+        return self
+
+
+PRESETS: dict[str, Degradation] = {
+    "light": Degradation(
+        first=DegradationStage(
+            sigma_px=(0.2, 3.0), resize=(0.3, 1.5), resize_probs=(0.2, 0.7, 0.1), noise_sigma=(1, 15),
+            poisson_scale=(0.05, 2.0), jpeg_quality=(60, 95),
+        ),
+        second=DegradationStage(
+            blur_prob=0.5, sigma_px=(0.2, 1.5), resize=(0.6, 1.2), resize_probs=(0.3, 0.4, 0.3), noise_sigma=(1, 12),
+            poisson_scale=(0.05, 1.5), jpeg_quality=(60, 100),
+        ),
+    ),
+    "heavy": Degradation(
+        first=DegradationStage(
+            sigma_px=(0.2, 3.0), resize=(0.15, 1.5), resize_probs=(0.2, 0.7, 0.1), noise_sigma=(1, 30),
+            poisson_scale=(0.05, 3.0), jpeg_quality=(30, 95),
+        ),
+        second=DegradationStage(
+            blur_prob=0.8, sigma_px=(0.2, 1.5), resize=(0.3, 1.2), resize_probs=(0.3, 0.4, 0.3), noise_sigma=(1, 25),
+            poisson_scale=(0.05, 2.5), jpeg_quality=(30, 95),
+        ),
+    ),
+}  # fmt: skip
+
+DegradationLike = str | Degradation | DegradationMix
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """What one round does to one picture: `noise_level` is a sigma in 8-bit levels or a Poisson scale."""
+
+    kernel: Kernel | None
+    resize: float
+    resize_mode: ResizeMode
+    noise: Literal["gaussian", "poisson"]
+    noise_level: float
+    noise_grey: bool
+    noise_seed: int
+    jpeg_quality: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationPlan:
+    """All random choices for one picture, save the noise fields, which their seeds give."""
+
+    first: RoundPlan
+    second: RoundPlan
+    final_kernel: Kernel | None
+    final_resize_mode: ResizeMode
+    jpeg_last: bool
+
+
+def draw_plan(preset: DegradationLike, rng: np.random.Generator) -> DegradationPlan:
+    """Draw every choice of one picture's degradation.
+
+    Args:
+        preset: a preset's name, a specification or a mix (of which one preset is drawn).
+        rng: source of every random number.
+
+    Raises:
+        ConfigError: when the name is not a preset.
+    """
+    spec = _resolve(preset, rng)
+    first = _draw_round(spec.first, rng)
+    second = _draw_round(spec.second, rng)
+    return DegradationPlan(
+        first=first,
+        second=second,
+        final_kernel=draw_sinc_kernel(rng) if rng.random() < spec.final_sinc_prob else None,
+        final_resize_mode=_draw_mode(rng),
+        jpeg_last=bool(rng.random() < 0.5),
+    )
+
+
+def _resolve(preset: DegradationLike, rng: np.random.Generator) -> Degradation:
+    if isinstance(preset, Degradation):
+        return preset
+    if isinstance(preset, DegradationMix):
+        weights = np.array(list(preset.weights.values()))
+        preset = str(rng.choice(list(preset.weights), p=weights / weights.sum()))
+    if preset not in PRESETS:
+        raise ConfigError(f"{preset!r} is not a degradation; known ones: {', '.join(sorted(PRESETS))}.")
+    return PRESETS[preset]
+
+
+def _draw_round(spec: DegradationStage, rng: np.random.Generator) -> RoundPlan:
+    kernel = draw_blur_kernel(rng, spec.sigma_px, spec.sinc_prob) if rng.random() < spec.blur_prob else None
+    direction = rng.choice(3, p=spec.resize_probs)
+    factor = (rng.uniform(1.0, spec.resize[1]), rng.uniform(spec.resize[0], 1.0), 1.0)[direction]
+    gaussian = bool(rng.random() < spec.gaussian_prob)
+    return RoundPlan(
+        kernel=kernel,
+        resize=float(factor),
+        resize_mode=_draw_mode(rng),
+        noise="gaussian" if gaussian else "poisson",
+        noise_level=float(rng.uniform(*(spec.noise_sigma if gaussian else spec.poisson_scale))),
+        noise_grey=bool(rng.random() < spec.grey_prob),
+        noise_seed=int(rng.integers(_SEED_BOUND)),
+        jpeg_quality=int(rng.integers(spec.jpeg_quality[0], spec.jpeg_quality[1] + 1)),
+    )
+
+
+def _draw_mode(rng: np.random.Generator) -> ResizeMode:
+    return _RESIZE_MODES[rng.integers(len(_RESIZE_MODES))]
+
+
+@torch.no_grad()
+def apply_plan(gt: Tensor, lq_h: int, lq_w: int, plan: DegradationPlan) -> Tensor:
+    """Carry out a plan on one picture.
+
+    The first round resizes with respect to gt's size, the second with respect to the LQ size.
+
+    Args:
+        gt: (3, H, W) float32 RGB in [-1, 1].
+        lq_h: rows of the LQ picture.
+        lq_w: columns of the LQ picture.
+        plan: the choices.
+
+    Returns:
+        (3, lq_h, lq_w) float32 in [-1, 1], of 8-bit values.
+    """
+    x = gt[None].float() / 2 + 0.5  # (1, 3, H, W) in [0, 1]
+    height, width = gt.shape[-2:]
+    x = _apply_noise(_blur_and_resize(x, plan.first, height, width), plan.first)
+    x = _jpeg(x, plan.first)
+    x = _apply_noise(_blur_and_resize(x, plan.second, lq_h, lq_w), plan.second)
+    if not plan.jpeg_last:
+        x = _jpeg(x, plan.second)
+    x = resize_to(x, lq_h, lq_w, plan.final_resize_mode)
+    if plan.final_kernel is not None:
+        x = blur(x, plan.final_kernel)
+    if plan.jpeg_last:
+        x = _jpeg(x, plan.second)
+    return x.clamp(0, 1).mul(255).round().div(127.5).sub(1)[0]
+
+
+def _blur_and_resize(x: Tensor, plan: RoundPlan, height: int, width: int) -> Tensor:
+    if plan.kernel is not None:
+        x = blur(x, plan.kernel)
+    return resize_to(x, max(1, round(height * plan.resize)), max(1, round(width * plan.resize)), plan.resize_mode)
+
+
+def _apply_noise(x: Tensor, plan: RoundPlan) -> Tensor:
+    add = add_gaussian_noise if plan.noise == "gaussian" else add_poisson_noise
+    return add(x, plan.noise_level, grey=plan.noise_grey, seed=plan.noise_seed)
+
+
+def _jpeg(x: Tensor, plan: RoundPlan) -> Tensor:
+    return jpeg(x, torch.tensor([plan.jpeg_quality], device=x.device))
+
+
+def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: int, index: int) -> Tensor:
+    """Degrade one picture, reproducibly.
+
+    Args:
+        gt: (3, H, W) float32 RGB in [-1, 1].
+        lq_h: rows of the LQ picture.
+        lq_w: columns of the LQ picture.
+        preset: a preset's name, a specification or a mix.
+        seed: the run's seed, >= 0.
+        index: the sample's index, >= 0.
+
+    Returns:
+        (3, lq_h, lq_w) float32 in [-1, 1], of 8-bit values, on gt's device.
+
+    Raises:
+        ConfigError: when the name is not a preset.
+    """
+    return apply_plan(gt, lq_h, lq_w, draw_plan(preset, np.random.default_rng((seed, index))))
+
+
+def degrade_batch(
+    gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: int, indices: list[int]
+) -> Tensor:
+    """Degrade a batch on its device; sample i equals `degrade(gt[i], index=indices[i])`.
+
+    The samples pass one after the other, since every one has its own intermediate sizes.
+
+    Args:
+        gt: (B, 3, H, W) float32 RGB in [-1, 1].
+        lq_h: rows of the LQ pictures.
+        lq_w: columns of the LQ pictures.
+        preset: a preset's name, a specification or a mix.
+        seed: the run's seed, >= 0.
+        indices: B sample indices, >= 0.
+
+    Returns:
+        (B, 3, lq_h, lq_w) float32 in [-1, 1].
+
+    Raises:
+        ConfigError: when the name is not a preset.
+    """
+    return torch.stack(
+        [
+            degrade(one, lq_h, lq_w, preset=preset, seed=seed, index=index)
+            for one, index in zip(gt, indices, strict=True)
+        ]
+    )

@@ -1,0 +1,236 @@
+"""Model folders: find one by name, path or hub id, load it, save it, check it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tudsr import lora
+from tudsr.backbones import Backbone
+from tudsr.backbones.space_to_depth import SpaceToDepth
+from tudsr.checkpoint import load_tensors, save_tensors, sha256_file, verify_hashes, weight_hashes, write_text
+from tudsr.config import ModelConfig
+from tudsr.errors import ModelError
+
+CONFIG_NAME = "tudsr.json"
+PROMPT_NAME = "prompt.safetensors"
+ADAPTERS = "adapters"
+EMBEDDED = ("tiny",)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
+
+
+@dataclass
+class Model:
+    """A loaded model: its settings, its backbone with the adapters attached, and the diffusers scheduler."""
+
+    config: ModelConfig
+    backbone: Backbone
+    scheduler: Any
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the folder of a model: an embedded name, a folder, or a hub id (owner/name), which is downloaded.
+
+    Raises:
+        ModelError: when it is none of these or cannot be fetched.
+    """
+    path = Path(name)
+    if (path / CONFIG_NAME).is_file():
+        return path
+    if str(name) in EMBEDDED:
+        return Path(str(resources.files("tudsr"))) / "weights" / str(name)
+    if path.exists():
+        raise ModelError(f"{path}: not a TUDSR model, {CONFIG_NAME} is missing; `tudsr models init` makes one.")
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        folder = fetch_hub(str(name), ("*.json", "*.safetensors", "*.txt"))
+        if (folder / CONFIG_NAME).is_file():
+            return folder
+        raise ModelError(f"{name}: this hub repository has no {CONFIG_NAME}; `tudsr models init` makes a TUDSR model.")
+    known = ", ".join(EMBEDDED)
+    raise ModelError(f"model {str(name)!r} is not there; accepted: {known}, a TUDSR folder, or a hub id (owner/name).")
+
+
+def fetch_hub(hub_id: str, patterns: tuple[str, ...]) -> Path:
+    """Download the matching files of a hub repository (cached) and return their folder.
+
+    Raises:
+        ModelError: when the hub does not answer or does not have it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"hub model {hub_id!r} could not be fetched ({type(error).__name__}); give a local folder instead."
+        ) from error
+
+
+def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Model:
+    """Load a model with all its adapters attached.
+
+    Args:
+        name: embedded name, folder or hub id.
+        device: where its weights go.
+        dtype: of the UNet and VAE; the adapters stay float32.
+
+    Raises:
+        ModelError: when files are missing, damaged, pickled, or not what tudsr.json lists.
+    """
+    folder = find_model(name)
+    config = ModelConfig.read(folder / CONFIG_NAME)
+    _check_small_files(folder, config.sha256)
+    backbone, scheduler = load_backbone(folder, dtype, _prompt(folder, dtype))
+    for stage in lora.STAGES:
+        adapter = folder / ADAPTERS / stage
+        if (adapter / lora.FILE_NAME).is_file():
+            lora.load(backbone.unet, stage, adapter, config.lora)
+        else:
+            lora.attach(backbone.unet, stage, config.lora)
+    backbone.requires_grad_(False)
+    return Model(config, backbone.to(device).to(memory_format=torch.channels_last).eval(), scheduler)
+
+
+def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None) -> tuple[Backbone, Any]:
+    """Load unet/, vae/ and scheduler/ of a diffusers folder.
+
+    Raises:
+        ModelError: when a part is missing, pickled or unreadable.
+    """
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    unet = _load_part(UNet2DConditionModel, folder / "unet", dtype)
+    vae = _load_part(_vae_class(folder / "vae"), folder / "vae", dtype)
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({error}).") from error
+    prediction = scheduler.config.prediction_type
+    return Backbone(unet, vae, scheduler.alphas_cumprod, prediction, prompt), scheduler
+
+
+def _vae_class(folder: Path) -> Any:
+    import diffusers
+
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: config.json with a _class_name is expected ({error}).") from error
+    if name == SpaceToDepth.__name__:
+        return SpaceToDepth
+    if name not in ("AutoencoderKL", "AutoencoderTiny"):
+        known = "AutoencoderKL, AutoencoderTiny, SpaceToDepth"
+        raise ModelError(f"{folder}: autoencoder {name!r} is unknown; accepted: {known}.")
+    return getattr(diffusers, name)
+
+
+def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    if kind is SpaceToDepth:
+        return SpaceToDepth.from_config(SpaceToDepth.load_config(folder))
+    if not any(folder.glob("*.safetensors")):
+        pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
+        came = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
+        raise ModelError(f"{folder}: {came}; safetensors files are expected.")
+    try:
+        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({error}).") from error
+
+
+def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
+    path = folder / PROMPT_NAME
+    return load_tensors(path)[0]["prompt_embeds"].to(dtype) if path.is_file() else None
+
+
+def _check_small_files(folder: Path, expected: Mapping[str, str]) -> None:
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path}: missing, though {CONFIG_NAME} lists it.")
+        if path.stat().st_size <= _CHECKED_BYTES and sha256_file(path) != digest:
+            raise ModelError(f"{path}: its SHA-256 is not the one in {CONFIG_NAME}; fetch or make the model again.")
+
+
+def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Write a whole model folder; tudsr.json, which makes it valid, is written last.
+
+    Args:
+        folder: made if it is not there.
+        model: what to write; adapters that are attached are saved.
+        dtype: of the weights on disk.
+        record: one entry to append to the training record.
+
+    Returns:
+        The settings as written, with hashes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    net = model.backbone
+    save_unet(folder / "unet", net.unet, dtype)
+    if isinstance(net.vae, SpaceToDepth):
+        (folder / "vae").mkdir(exist_ok=True)
+        net.vae.save_config(folder / "vae")
+    else:
+        net.vae.save_pretrained(folder / "vae", safe_serialization=True)
+    model.scheduler.save_pretrained(folder / "scheduler")
+    if net.prompt_embeds is not None:
+        save_tensors(folder / PROMPT_NAME, {"prompt_embeds": net.prompt_embeds})
+    for stage in lora.STAGES:
+        if lora.layers(net.unet, stage):
+            save_adapter(folder, model, stage, dtype)
+    return finish_folder(folder, model, record)
+
+
+def save_unet(folder: Path, unet: Any, dtype: torch.dtype) -> None:
+    """Write a UNet as diffusers does, without the adapters that peft injected into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet.save_config(folder)
+    plain = {
+        key.replace(".base_layer.", "."): value.to(dtype)
+        for key, value in unet.state_dict().items()
+        if ".lora_A." not in key and ".lora_B." not in key
+    }
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", plain, None)
+
+
+def save_adapter(folder: Path, model: Model, stage: str, dtype: torch.dtype) -> None:
+    """Write one stage's adapter with what it needs to be understood alone."""
+    config = model.config
+    first = stage == lora.STAGES[0]
+    unet_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    metadata = {
+        "stage": stage,
+        "t": config.t1 if first else config.t2,
+        "range": config.m_range if first else config.n_range,
+        "lora": config.lora.model_dump(mode="json"),
+        "prompt": config.prompt,
+        "base_unet_sha256": sha256_file(unet_file) if unet_file.is_file() else "",
+    }
+    lora.save(model.backbone.unet, stage, folder / ADAPTERS / stage, metadata, dtype)
+
+
+def finish_folder(folder: Path, model: Model, record: Mapping[str, Any] | None) -> ModelConfig:
+    """Write model_index.json and tudsr.json (with fresh hashes) and return the settings."""
+    net = model.backbone
+    parts = {"unet": net.unet, "vae": net.vae, "scheduler": model.scheduler}
+    index: dict[str, Any] = {"_class_name": "TUDSR"}
+    for name, part in parts.items():
+        library = "tudsr" if isinstance(part, SpaceToDepth) else "diffusers"
+        index[name] = [library, type(part).__name__]
+    write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+    training = [*model.config.training, *([dict(record)] if record else [])]
+    config = model.config.model_copy(update={"sha256": weight_hashes(folder), "training": training})
+    write_text(folder / CONFIG_NAME, config.to_json())
+    return config
+
+
+def verify_model(name: str | Path) -> list[str]:
+    """Hash every weight file of a model; returns one line per difference from tudsr.json, none when all is well."""
+    folder = find_model(name)
+    return verify_hashes(folder, ModelConfig.read(folder / CONFIG_NAME).sha256)

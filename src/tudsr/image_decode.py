@@ -1,0 +1,294 @@
+"""Picture files and PIL images to plain integers: modes, orientation, transparency, 16 bit, EXIF, ICC. No torch.
+
+Pillow decodes 16-bit colour to 8 bits, without a word. The bytes are all there, though: the same file decoded once with
+its own byte order gives the high bytes and once with the opposite order the low ones, whatever the compression.
+"""
+
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+
+from tudsr.errors import InputError
+
+MAX_PIXELS = 2**30
+"""Pictures above this many pixels (1.07 gigapixels) are refused as decompression bombs."""
+
+READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+_SWAPPED["RGBX;16B"], _SWAPPED["RGBX;16L"] = "RGBX;16L", "RGBX;16B"
+_NATIVE = {f"{mode};16N": f"{mode};16{'L' if np.little_endian else 'B'}" for mode in ("RGB", "RGBA", "RGBX")}
+
+# Tags of a TIFF's directory that describe the photo; the others describe how this very file is laid out.
+_TIFF_TAGS = frozenset({270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo})
+
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
+    ZeroDivisionError, NotImplementedError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    r"""A picture as it stands in a file, upright.
+
+    Attributes:
+        values: (H, W, C), uint8 or uint16 over their whole range; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+            (never premultiplied).
+        icc: the ICC profile that the colours are meant in, or None.
+        exif: EXIF as bytes that begin with b"Exif\0\0", without orientation and thumbnail, or None.
+        notes: one sentence for each thing of the source that was not taken over.
+    """
+
+    values: NDArray[np.uint8] | NDArray[np.uint16]
+    icc: bytes | None = None
+    exif: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+def decode_file(path: Path) -> Raster:
+    """Read a picture file.
+
+    PNG, JPEG, WebP, TIFF, BMP and GIF; of several frames or pages only the first, with a note. Grey stays grey, 16 bit
+    stays 16 bit (in colour for PNG and TIFF). CMYK and Lab become sRGB.
+
+    Raises:
+        InputError: when the file is missing, not a picture, damaged, or larger than MAX_PIXELS.
+    """
+    with _decoding(str(path)):
+        try:
+            with _open(path) as image:
+                return _decode_open(path, image)
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".tif", ".tiff"):
+                raise
+        return _decode_tifffile(path)
+
+
+def decode_pil(image: Image.Image) -> Raster:
+    """Take over a PIL image of any mode; of an animated one, the frame that it stands at.
+
+    Pillow holds 16-bit colour in 8 bits, so that an image opened from such a file has lost the rest.
+
+    Raises:
+        InputError: when the image cannot be decoded or is larger than MAX_PIXELS.
+    """
+    with _decoding("the PIL image"):
+        return _upright(image, _frame_notes(image), low=None)
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    image = Image.open(path, formats=READABLE)
+    assert isinstance(image, ImageFile.ImageFile), "a picture opened from a file knows its tiles"
+    return image
+
+
+def _rawmode(tile: ImageFile._Tile) -> str:
+    """Give the name of the layout in which a tile's bytes are unpacked."""
+    return tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0])
+
+
+def _decode_open(path: Path, image: ImageFile.ImageFile) -> Raster:
+    notes = _frame_notes(image)
+    rawmodes = {_rawmode(tile) for tile in image.tile}
+    rawmode = next(iter(rawmodes)) if len(rawmodes) == 1 else ""
+    rawmode = _NATIVE.get(rawmode, rawmode)
+    other = "RGBA" if rawmode == "LA;16B" else _SWAPPED.get(rawmode)
+    if other is not None:
+        low = _decode_low_bytes(path, other)
+        return _upright(image, notes, low=low, grey=rawmode == "LA;16B")
+    if any(";16" in mode for mode in rawmodes) and not image.mode.startswith("I"):
+        notes.append("Its 16-bit values were read in 8 bits.")
+    return _upright(image, notes, low=None)
+
+
+def _decode_low_bytes(path: Path, rawmode: str) -> NDArray[np.uint8]:
+    """Decode with another byte order: (H, W, 3 or 4) of low bytes, in the file's own orientation."""
+    with _open(path) as image:
+        tiles = []
+        for tile in image.tile:
+            rest = tile.args[1:] if isinstance(tile.args, tuple) else ()
+            tiles.append(tile._replace(args=(rawmode, *rest)))
+        image.tile = tiles
+        image.load()
+        low = np.asarray(image)
+    # Grey with alpha has the four bytes that 8-bit RGBA has: grey high, grey low, alpha high, alpha low.
+    return low[..., [1, 1, 1, 3]] if rawmode == "RGBA" else low
+
+
+def _upright(image: Image.Image, notes: list[str], *, low: NDArray[np.uint8] | None, grey: bool = False) -> Raster:
+    key = image.info.get("transparency")
+    if low is not None:
+        image.info.pop("transparency", None)  # a 16-bit key means nothing to the 8-bit picture
+    icc = image.info.get("icc_profile")
+    _check_size(image.width, image.height)
+    image.load()  # a TIFF is turned upright here, and loses its tag
+    values = _values(image, notes)
+    if low is not None:
+        values = values.astype(np.uint16) * np.uint16(256) + low
+    if values.dtype == np.uint16 and key is not None:
+        opaque = (values != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
+        values = np.concatenate([values, opaque * np.uint16(65535)], axis=-1)
+    orientation, exif = _split_exif(image, notes)
+    values = np.ascontiguousarray(_turn(values[..., ::3] if grey else values, orientation))
+    return Raster(values=values, icc=None if image.mode in ("CMYK", "LAB") else icc, exif=exif, notes=tuple(notes))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"A picture of {width}x{height} pixels came; at most {MAX_PIXELS} can be read.")
+
+
+def _values(image: Image.Image, notes: list[str]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Give (H, W, C) integers of a loaded image."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _wide_grey(image)[..., None]
+    if image.mode in ("CMYK", "LAB"):
+        return np.asarray(_to_srgb(image, notes))
+    has_alpha = image.has_transparency_data
+    colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    mode = colours + "A" * has_alpha
+    values = np.asarray(image if image.mode == mode else image.convert(mode))
+    return values[..., None] if values.ndim == 2 else values
+
+
+def _wide_grey(image: Image.Image) -> NDArray[np.uint16]:
+    values = np.asarray(image)
+    top = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):  # also refuses NaN
+        raise InputError(f"grey values from {values.min()} to {values.max()} came; 0 to {top} are accepted.")
+    if image.mode == "F":
+        values = np.rint(values * 65535)
+    wide = values.astype(np.uint16)
+    inverted = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
+    return 65535 - wide if inverted and image.mode != "F" else wide
+
+
+def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Convert CMYK or Lab by the embedded profile, or by Pillow's formula when there is no usable one."""
+    icc = image.info.get("icc_profile")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    try:
+        if image.mode == "CMYK" and not icc:
+            raise ImageCms.PyCMSError("there is no profile")
+        source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc or b"")
+        converted = ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(source), srgb, outputMode="RGB")
+        assert converted is not None
+    except (ImageCms.PyCMSError, OSError) as error:
+        notes.append(f"{image.mode} became sRGB by a plain formula ({error}).")
+        return image.convert("RGB")
+    notes.append(f"{image.mode} became sRGB by its profile.")
+    return converted
+
+
+def _frame_notes(image: Image.Image) -> list[str]:
+    # The second frame of an MPO is a phone's preview or gain map, nothing that anybody would miss.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return [f"It holds {getattr(image, 'n_frames', 2)} frames or pages; only one, the first of a file, is used."]
+    return []
+
+
+def _split_exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
+    """Give the orientation (1 to 8) and the EXIF bytes without it."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        dropped = {tag: value for tag, value in exif.items() if not _is_kept(image, tag, value)}
+        for tag in dropped:
+            del exif[tag]
+        data = exif.tobytes() if len(exif) else None
+        exif.update(dropped)  # the image may be the user's own
+    except _DECODE_ERRORS as error:
+        notes.append(f"Its EXIF is damaged and was left out ({error}).")
+        return 1, None
+    return orientation if orientation in range(1, 9) else 1, data
+
+
+def _is_kept(image: Image.Image, tag: int, value: object) -> bool:
+    """Whether a tag still holds for the picture once it is upright, enlarged and in another file."""
+    if image.format != "TIFF":
+        return tag != ExifTags.Base.Orientation
+    # The notes of array libraries on an array's shape would be a lie after enlarging.
+    return tag in _TIFF_TAGS and not str(value).startswith(('{"shape"', "ImageJ="))
+
+
+def _turn(values: NDArray, orientation: int) -> NDArray:
+    """Turn (H, W, C) upright. Source: EXIF 2.32, tag Orientation (1 to 8)."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+
+
+def _decode_tifffile(path: Path) -> Raster:
+    """Read the first page of a TIFF that Pillow does not know, such as 16-bit grey with alpha."""
+    import tifffile  # only here: it is slow to import and seldom needed
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        _check_size(page.imagewidth, page.imagelength)
+        values = page.asarray()
+        values = values[..., None] if values.ndim == 2 else values
+        icc = page.tags.get(34675)
+        photometric = int(page.photometric)
+    accepted = values.dtype in (np.uint8, np.uint16) and values.ndim == 3 and photometric in (1, 2)
+    if not accepted or values.shape[2] > 4:
+        raise InputError(
+            f"{path}: a TIFF of {values.dtype}, shape {values.shape} and photometric {photometric} came; grey or RGB "
+            "with or without alpha, in 8 or 16 bits, is accepted."
+        )
+    return Raster(values=values, icc=icc.value if icc else None)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder throws at a bad file into one sentence, and lift Pillow's pixel limit to ours."""
+    with _pixel_limit:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise InputError(f"{name}: no such file.") from error
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{name}: not a picture that can be read; PNG, JPEG, WebP, TIFF, BMP and GIF are accepted."
+            ) from error
+        except (IsADirectoryError, PermissionError) as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror}).") from error
+        except MemoryError as error:  # Pillow and tifffile also raise it for sizes that damage made up
+            raise InputError(f"{name}: damaged, or larger than the memory that is free.") from error
+        except _DECODE_ERRORS as error:
+            raise InputError(f"{name}: damaged or cut short ({error}).") from error
+
+
+class _PixelLimit:
+    """Raises Pillow's process-wide limit while any thread reads, and puts it back after the last one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+_pixel_limit = _PixelLimit()

@@ -1,0 +1,221 @@
+"""Plain integers to picture files, written whole or not at all. No torch."""
+
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from tudsr.errors import InputError
+from tudsr.image_decode import Raster
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+_PIXEL_X, _PIXEL_Y = 40962, 40963  # the picture's sides, as EXIF tells them once more
+_JPEG_EXIF_BYTES = 65533
+_ZLIB_LEVEL = 3  # zlib's own 6 takes half as long again for a tenth less on disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFormat:
+    """What a file format can hold."""
+
+    name: str
+    max_side: int
+    alpha: bool = True
+    wide: bool = False
+    metadata: bool = True
+
+
+_PNG = FileFormat(name="PNG", max_side=2**31 - 1, wide=True)
+_JPEG = FileFormat(name="JPEG", max_side=65500, alpha=False)
+_TIFF = FileFormat(name="TIFF", max_side=2**31 - 1, wide=True)
+FILE_FORMATS = {
+    ".png": _PNG,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": FileFormat(name="WEBP", max_side=16383),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".bmp": FileFormat(name="BMP", max_side=2**31 - 1, alpha=False, metadata=False),
+}
+"""By suffix, in lower case."""
+
+
+def file_format(path: Path) -> FileFormat:
+    """Look up the format of a file to be written.
+
+    Raises:
+        InputError: when the suffix is not one of FILE_FORMATS.
+    """
+    found = FILE_FORMATS.get(path.suffix.lower())
+    if found is None:
+        came = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise InputError(f"{path}: a picture cannot be written with {came}; accepted are {', '.join(FILE_FORMATS)}.")
+    return found
+
+
+def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
+    """Write a picture under a temporary name beside its own, then rename it; a missing folder is made.
+
+    Args:
+        path: its suffix names the format.
+        raster: the picture; uint16 only where the format is `wide`.
+        quality: of JPEG and WebP, 1 to 100.
+
+    Returns:
+        One sentence for each thing that the format could not hold.
+
+    Raises:
+        InputError: for an unknown suffix, a picture too large for the format, or a file that cannot be written.
+    """
+    fmt = file_format(path)
+    height, width, channels = raster.values.shape
+    if max(height, width) > fmt.max_side:
+        raise InputError(f"{path}: {width}x{height} pixels came; {fmt.name} holds at most {fmt.max_side} a side.")
+    assert fmt.wide or raster.values.dtype == np.uint8, f"{fmt.name} holds 8 bits"
+    exif, notes = _fit_exif(raster, fmt)
+    if channels in (2, 4) and not fmt.alpha:
+        notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
+    try:
+        with _replacing(path) as part:
+            _save(part, raster, fmt, exif, quality)
+    except (OSError, ValueError, RuntimeError, struct.error) as error:
+        raise InputError(f"{path}: cannot be written ({error}).") from error
+    return tuple(notes)
+
+
+def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]:
+    notes = []
+    exif = _resized_exif(raster)
+    if not fmt.metadata and (exif or raster.icc):
+        notes.append(f"{fmt.name} holds neither EXIF nor a colour profile: they were left out.")
+        exif = None
+    elif exif and fmt.name == "TIFF" and _needs_own_writer(raster):
+        notes.append("EXIF was left out of the 16-bit colour TIFF.")
+        exif = None
+    elif exif and fmt.name == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
+        notes.append(f"EXIF of {len(exif)} bytes is more than JPEG holds and was left out.")
+        exif = None
+    return exif, notes
+
+
+def _resized_exif(raster: Raster) -> bytes | None:
+    """Correct the sides that EXIF repeats."""
+    if raster.exif is None:
+        return None
+    exif = Image.Exif()
+    exif.load(raster.exif)
+    if ExifTags.IFD.Exif not in exif:
+        return raster.exif
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    if _PIXEL_X in details or _PIXEL_Y in details:
+        details[_PIXEL_Y], details[_PIXEL_X] = raster.values.shape[:2]
+    return exif.tobytes()
+
+
+def _needs_own_writer(raster: Raster) -> bool:
+    """Whether Pillow cannot write it: 16 bits in more than one channel."""
+    return raster.values.dtype == np.uint16 and raster.values.shape[2] > 1
+
+
+def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quality: int) -> None:
+    if _needs_own_writer(raster):
+        write = _write_png16 if fmt.name == "PNG" else _write_tiff16
+        write(part, raster.values, raster.icc, exif)
+        return
+    image = Image.fromarray(raster.values[..., 0] if raster.values.shape[2] == 1 else raster.values)
+    if image.mode in ("LA", "RGBA") and not fmt.alpha:
+        image = _on_white(image)
+    options: dict[str, Any] = {}
+    if fmt.metadata:
+        options |= {name: value for name, value in (("exif", exif), ("icc_profile", raster.icc)) if value}
+    if fmt.name == "PNG":
+        options |= {"compress_level": _ZLIB_LEVEL}
+    elif fmt.name == "JPEG":
+        options |= {"quality": quality, "subsampling": 0}
+    elif fmt.name == "WEBP":
+        options |= {"quality": quality}
+    elif fmt.name == "TIFF":
+        # Pillow cannot write EXIF's sub-directories into a compressed TIFF.
+        options |= {"compression": "raw" if exif else "tiff_adobe_deflate"}
+    image.save(part, format=fmt.name, **options)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    flat = Image.new(image.mode.rstrip("A"), image.size, "white")
+    flat.paste(image.convert(flat.mode), mask=image.getchannel("A"))
+    return flat
+
+
+def _write_png16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | None) -> None:
+    """Write 16-bit PNG of any channel count. Source: PNG, third edition, 5.3 (chunks) and 9.2 (filter 1)."""
+    height, width, channels = values.shape
+    with part.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
+        file.write(_png_chunk(b"IHDR", header))
+        if icc:
+            file.write(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+        if exif:
+            file.write(_png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        packer = zlib.compressobj(_ZLIB_LEVEL)
+        rows = max(1, 2**20 // (width * channels))
+        for y in range(0, height, rows):
+            strip = packer.compress(_png_filtered(values[y : y + rows]))
+            if strip:
+                file.write(_png_chunk(b"IDAT", strip))
+        file.write(_png_chunk(b"IDAT", packer.flush()))
+        file.write(_png_chunk(b"IEND", b""))
+
+
+def _png_filtered(strip: NDArray) -> bytes:
+    rows = strip.shape[0]
+    raw = strip.astype(">u2").reshape(rows, -1).view(np.uint8)  # (rows, W * C * 2)
+    step = 2 * strip.shape[2]
+    filtered = np.empty((rows, raw.shape[1] + 1), np.uint8)
+    filtered[:, 0] = 1
+    filtered[:, 1 : 1 + step] = raw[:, :step]
+    np.subtract(raw[:, step:], raw[:, :-step], out=filtered[:, 1 + step :])
+    return filtered.tobytes()
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _write_tiff16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | None) -> None:
+    import tifffile  # only here: it is slow to import and seldom needed
+
+    assert exif is None, "tifffile writes no EXIF directory"
+    channels = values.shape[2]
+    tifffile.imwrite(
+        part,
+        values,
+        photometric="rgb" if channels > 2 else "minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        compression="adobe_deflate",
+        iccprofile=icc,
+        metadata=None,
+        software=False,
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name in the file's folder; rename it on success, remove it otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

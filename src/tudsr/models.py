@@ -1,0 +1,130 @@
+"""Make a TUDSR model folder: from a user's SD2.1-base, or with random weights."""
+
+from pathlib import Path
+
+import torch
+
+from tudsr import lora
+from tudsr.backbones import blueprint, sd21
+from tudsr.checkpoint import sha256_file
+from tudsr.config import ModelConfig
+from tudsr.errors import InputError, ModelError
+from tudsr.folder import Model, fetch_hub, load_backbone, save_model
+
+_UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+_HUB_FILES = tuple(f"{part}/*" for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer"))
+
+
+def init_random(name: str, out: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> ModelConfig:
+    """Write a model of the true shapes with random weights.
+
+    Args:
+        name: a key of backbones.BACKBONES.
+        out: folder to make.
+        seed: of the weights.
+        dtype: of the weights, in memory and on disk.
+
+    Returns:
+        The settings as written.
+
+    Raises:
+        ConfigError: for an unknown backbone.
+        InputError: when `out` holds something already.
+    """
+    check_free(out)
+    plan = blueprint(name)
+    torch.manual_seed(seed)
+    backbone, scheduler = plan.build(dtype)
+    config = ModelConfig.parse(plan.settings | {"base_model": "random weights"}, name)
+    return _write(out, Model(config, backbone, scheduler), dtype)
+
+
+def init_sd21(base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, str]:
+    """Write a TUDSR folder from SD2.1-base, with fresh adapters (B = 0: the base's own output until they are trained).
+
+    Args:
+        base: a diffusers folder or a hub id.
+        out: folder to make.
+        dtype: of the weights in memory and on disk.
+
+    Returns:
+        The settings as written, and one sentence on what the UNet's hash says.
+
+    Raises:
+        ModelError: when the base cannot be found or read, is another network, or is known to be SD 2.0.
+        InputError: when `out` holds something already.
+    """
+    check_free(out)
+    folder = Path(base) if Path(base).is_dir() else fetch_hub(str(base), _HUB_FILES)
+    verdict = identify_unet(folder)
+    embeds = empty_prompt(folder, dtype)
+    backbone, scheduler = load_backbone(folder, dtype, embeds)
+    plan = blueprint("sd21")
+    _check_shapes(backbone.unet.config, plan.unet, folder)
+    config = ModelConfig.parse(plan.settings | {"base_model": str(base)}, "sd21")
+    return _write(out, Model(config, backbone, scheduler), dtype), verdict
+
+
+def identify_unet(folder: Path) -> str:
+    """Say what a base's UNet is by its SHA-256: known-good, or unknown (fp16, a fine-tune).
+
+    Raises:
+        ModelError: when the file is missing, or is one that is known not to be SD2.1-base.
+    """
+    file = folder / _UNET_FILE
+    if not file.is_file():
+        others = sorted(path.name for path in (folder / "unet").glob("*")) if (folder / "unet").is_dir() else []
+        raise ModelError(f"{file}: missing; a diffusers folder with safetensors is expected (unet/ holds: {others}).")
+    digest = sha256_file(file)
+    if digest in sd21.REFUSED_UNETS:
+        raise ModelError(
+            f"{file}: this is {sd21.REFUSED_UNETS[digest]}, not SD2.1-base, whatever the folder's name says."
+        )
+    if digest in sd21.KNOWN_UNETS:
+        return f"The UNet is known-good: {sd21.KNOWN_UNETS[digest]}."
+    return f"Warning: the UNet's SHA-256 {digest[:12]}… is not known: fp16, a fine-tune, or another model."
+
+
+def empty_prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor:
+    """Return the text encoder's embedding of the empty prompt, (1, 77, width).
+
+    Raises:
+        ModelError: when text_encoder/ or tokenizer/ cannot be loaded.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder}: text_encoder/ and tokenizer/ are needed for the prompt ({error}).") from error
+    length = encoder.config.max_position_embeddings
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return encoder(tokens.input_ids)[0].to(dtype)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: saying so.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty; give a new folder.")
+
+
+def _check_shapes(found: dict[str, object], expected: dict[str, object], folder: Path) -> None:
+    for key, value in expected.items():
+        came = found.get(key)
+        came = tuple(came) if isinstance(came, list) else came
+        if came != value:
+            raise ModelError(f"{folder}/unet: {key} is {came}, SD2.1-base has {value}.")
+
+
+def _write(out: Path, model: Model, dtype: torch.dtype) -> ModelConfig:
+    for stage in lora.STAGES:
+        lora.attach(model.backbone.unet, stage, model.config.lora)
+    return save_model(out, model, dtype)

@@ -1,0 +1,78 @@
+"""LPIPS v0.1: distance of normalised deep features, weighted per channel."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from tudsr.errors import ConfigError
+from tudsr.perceptual.features import AlexNetFeatures, FrozenConvs, Vgg16Features
+from tudsr.perceptual.weights import load_table
+
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+class Lpips(nn.Module):
+    """LPIPS v0.1 on AlexNet or VGG16; frozen, and random until `load` is called.
+
+    Args:
+        net: "alex" (the metric that papers report) or "vgg".
+        dtype: of the convolutions; distances are always float32.
+
+    Raises:
+        ConfigError: for another net.
+
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018, equation (1).
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if net not in ("alex", "vgg"):
+            raise ConfigError(f"LPIPS: {net!r} is not a known net; known ones: alex, vgg.")
+        self.features: FrozenConvs = AlexNetFeatures(dtype) if net == "alex" else Vgg16Features(dtype=dtype)
+        for key, value in load_table(f"lpips_{net}_lin").items():
+            self.register_buffer(key.replace(".weight", ""), value)  # lin0 ... lin4, (1, C, 1, 1)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+
+    def load(self, weights_dir: Path | None = None) -> Self:
+        """Load the network's pretrained weights; see `tudsr.perceptual.weights`.
+
+        Raises:
+            WeightsError: when they cannot be found, fetched or read.
+        """
+        self.features.load(weights_dir)
+        return self
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Measure the distance; the gradient flows to x only.
+
+        Args:
+            x: pictures, (B, 3, H, W), float, [-1, 1], sides at least 32 px (alex) or 16 px (vgg).
+            y: reference pictures, same shape.
+
+        Returns:
+            (B,) float32, 0 for equal pictures.
+
+        Raises:
+            InputError: when a side is too small.
+        """
+        with torch.no_grad():
+            y_maps = self.features((y.float() - self.shift) / self.scale)
+        x_maps = self.features((x.float() - self.shift) / self.scale)
+        distances = []
+        for i, (a, b) in enumerate(zip(x_maps, y_maps, strict=True)):
+            difference = (_unit_length(a) - _unit_length(b)).square() * self.get_buffer(f"lin{i}")
+            distances.append(difference.sum(1).mean((1, 2)))  # (B, C, h, w) -> (B,)
+        return torch.stack(distances).sum(0)
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    """Scale each pixel's feature vector to length 1, in float32; the constant keeps dead pixels' gradient finite."""
+    features = features.float()
+    return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

@@ -1,0 +1,176 @@
+"""TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from tudsr.color import fix_color
+from tudsr.config import ModelConfig, Settings, WindowRange
+from tudsr.device import pick_device, pick_dtype
+from tudsr.folder import Model, load_model
+from tudsr.image import Picture, PictureLike, picture_from, picture_like
+from tudsr.planner import Pass, Plan, plan_passes
+from tudsr.resize import upsample
+from tudsr.stage import Stage, inference
+from tudsr.tiling import tiled
+from tudsr.windows import plan_windows
+
+Progress = Callable[[int, int], None]
+
+
+class Request(Settings):
+    """What a user asks of one picture.
+
+    `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
+    `overlap_px` overrule the model's window range; `batch` windows run together; `shift_px` moves the grid of windows
+    (to measure seams).
+    """
+
+    scale: float | None = None
+    size: tuple[int, int] | None = None
+    m: float | None = None
+    n: float | None = None
+    t1: int | None = Field(default=None, ge=0, le=999)
+    t2: int | None = Field(default=None, ge=0, le=999)
+    stage: Literal["both", 1, 2] = "both"
+    color: str = "wavelet"
+    tile_px: int | None = Field(default=None, gt=0)
+    overlap_px: int | None = Field(default=None, ge=0)
+    batch: int = Field(default=1, gt=0)
+    shift_px: int = Field(default=0, ge=0)
+
+
+class TUDSR:
+    """A loaded model that enlarges pictures.
+
+    Args:
+        model: from `folder.load_model`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
+        """Load a model.
+
+        Args:
+            model: an embedded name (tiny), a TUDSR folder, or a hub id.
+            device: auto, cpu, cuda or mps.
+            dtype: auto, fp32, bf16 or fp16.
+
+        Raises:
+            ModelError: when the model is not there or damaged.
+            InputError: for a device or dtype that cannot be used.
+        """
+        where = pick_device(device)
+        return cls(load_model(model, where, pick_dtype(dtype, where)))
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model says of itself."""
+        return self.model.config
+
+    def upscale(
+        self,
+        image: PictureLike,
+        scale: float | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: object,
+    ) -> PictureLike:
+        """Enlarge one picture.
+
+        Args:
+            image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [-1, 1].
+            scale: ratio, at least 1; 8 when neither it nor size, or m and n, is given.
+            progress: called with (windows done, windows in all).
+            options: further fields of `Request`.
+
+        Returns:
+            The enlarged picture, of the kind that came.
+
+        Raises:
+            InputError: for a picture that cannot be used or contradictory wishes.
+            ConfigError: for an unknown or wrong option.
+        """
+        if scale is None and not options.keys() & {"size", "m", "n"}:
+            scale = 8
+        request = Request.parse({"scale": scale, **options}, "upscale")
+        return picture_like(self.upscale_picture(picture_from(image), request, progress), image)
+
+    def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
+        """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
+        plan = self.plan(picture.height, picture.width, request)
+        report = _Windows(progress, [self._grid(step, request).windows for step in plan.passes])
+        x = picture.pixels
+        for step in plan.passes:
+            x = self.run_pass(x, step, request, report.step)
+        alpha = picture.alpha
+        if alpha is not None:
+            alpha = upsample(alpha, plan.height, plan.width).clamp_(0, 1)
+        return replace(picture, pixels=x, alpha=alpha)
+
+    def plan(self, height: int, width: int, request: Request) -> Plan:
+        """Return the passes for a picture of that size."""
+        r = request
+        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
+
+    def run_pass(self, x: Tensor, step: Pass, request: Request, progress: Progress | None = None) -> Tensor:
+        """Run one stage on a whole picture: upsample → encode → one step → decode by windows → blend → colour.
+
+        Args:
+            x: (1, 3, h, w), float32, [-1, 1].
+            step: which stage, and the size to make.
+            request: windows, colour fix, timesteps.
+            progress: called with (windows done, windows in all) of this pass.
+
+        Returns:
+            (1, 3, step.height, step.width), float32, [-1, 1].
+        """
+        lq_up = Stage.upsample(x, step.height, step.width)
+        grid = self._grid(step, request)
+        with inference(self._stage(step.stage, request)) as stage:
+
+            def restore(window: Tensor) -> Tensor:
+                # Canvases stay where the picture is; only windows travel to the device.
+                return stage(window.to(stage.backbone.device)).to(window.device)
+
+            sr = tiled(restore, lq_up, grid, request.batch, progress)
+            return fix_color(request.color, sr, lq_up).clamp_(-1, 1)
+
+    def _stage(self, number: int, request: Request) -> Stage:
+        own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
+        return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}")
+
+    def _grid(self, step: Pass, request: Request):  # noqa: ANN202 - a WindowGrid
+        windows = self.config.windows
+        if request.tile_px is not None or request.overlap_px is not None:
+            least, most = (request.tile_px, request.tile_px) if request.tile_px else (windows.min_px, windows.max_px)
+            overlap = windows.overlap_px if request.overlap_px is None else request.overlap_px
+            fields = {"min_px": least, "max_px": most, "stride_px": windows.stride_px, "overlap_px": overlap}
+            windows = WindowRange.parse(fields, "tile_px and overlap_px")
+        return plan_windows(step.height, step.width, windows, request.shift_px)
+
+
+class _Windows:
+    """Count windows over all passes."""
+
+    def __init__(self, progress: Progress | None, passes: list[tuple[object, ...]]) -> None:
+        self._progress, self._total = progress, sum(map(len, passes))
+        self._done = 0
+
+    def step(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(self._done + done, self._total)
+        if done == total:
+            self._done += total
+
+
+def load(model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> TUDSR:
+    """Load a model; see `TUDSR.load`."""
+    return TUDSR.load(model, device, dtype)

@@ -1,0 +1,153 @@
+"""How a scale is split into passes: M by stage 1, N by stage 2, and further passes above M·N = 8."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tudsr.errors import InputError
+from tudsr.resize import output_size
+
+MAX_M, MAX_N = 4.0, 2.0
+_CLOSE = 1e-6
+
+Which = Literal["both", 1, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One run of a stage: its number (1 or 2), its upsampling ratio, and the size it makes, in pixels."""
+
+    stage: int
+    ratio: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The passes from a picture to its enlargement.
+
+    Attributes:
+        scale: the total ratio (the larger of the two sides' when a target size was given).
+        m: ratio of stage 1, or 1 without it.
+        n: ratio of the first pass of stage 2, or 1 without it.
+        passes: in order; the last one makes the output's exact size.
+    """
+
+    scale: float
+    m: float
+    n: float
+    passes: tuple[Pass, ...]
+
+    @property
+    def height(self) -> int:
+        """Rows of the output."""
+        return self.passes[-1].height
+
+    @property
+    def width(self) -> int:
+        """Columns of the output."""
+        return self.passes[-1].width
+
+
+def plan_passes(
+    height: int,
+    width: int,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    m: float | None = None,
+    n: float | None = None,
+    stage: Which = "both",
+) -> Plan:
+    """Split an enlargement into passes.
+
+    Args:
+        height: rows of the input.
+        width: columns of the input.
+        scale: total ratio, at least 1; needed unless size, or both m and n, are given.
+        size: (height, width) of the output instead of a scale; neither side may shrink.
+        m: ratio of stage 1 by hand.
+        n: ratio of stage 2 by hand.
+        stage: both, or 1 or 2 for that stage alone at the whole ratio (the paper's M4, M8 and N4, N8).
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: when the wishes contradict each other or ask for less than ×1.
+
+    Source: METHOD, «The idea»: s in [2, 8] → N = 2, M = s / 2; s < 2 → stage 1 only; s > 8 → further stage-2 passes of
+    at most ×2 each.
+    """
+    if scale is None and size is None and m is not None and n is not None:
+        scale = m * n
+    target, scale = _target(height, width, scale, size)
+    stages, ratios = _ratios(scale, m, n, stage)
+    sizes = [_between(height, width, target, math.prod(ratios[: k + 1]), scale) for k in range(len(ratios))]
+    sizes[-1] = target
+    passes = tuple(
+        Pass(stage=s, ratio=r, height=h, width=w) for s, r, (h, w) in zip(stages, ratios, sizes, strict=True)
+    )
+    first = {s: r for s, r in reversed(list(zip(stages, ratios, strict=True)))}
+    return Plan(scale=scale, m=first.get(1, 1.0), n=first.get(2, 1.0), passes=passes)
+
+
+def _target(
+    height: int, width: int, scale: float | None, size: tuple[int, int] | None
+) -> tuple[tuple[int, int], float]:
+    if (scale is None) == (size is None):
+        raise InputError("Either a scale or a target size is expected, not both and not neither.")
+    if size is None:
+        assert scale is not None, "checked above"
+        return output_size(height, width, scale), scale
+    if size[0] < height or size[1] < width:
+        raise InputError(
+            f"The target size {size[1]}x{size[0]} is smaller than the picture's {width}x{height}; sides may not shrink."
+        )
+    return size, max(size[0] / height, size[1] / width)
+
+
+def _ratios(scale: float, m: float | None, n: float | None, stage: Which) -> tuple[Sequence[int], list[float]]:
+    for name, value in (("m", m), ("n", n)):
+        if value is not None and not (math.isfinite(value) and value >= 1):
+            raise InputError(f"{name} is {value}; a finite number of at least 1 is expected.")
+    if stage != "both":
+        if stage not in (1, 2):
+            raise InputError(f"stage is {stage!r}; both, 1 or 2 is expected.")
+        if m is not None or n is not None:
+            raise InputError(f"With stage {stage} alone the whole ratio is that stage's: leave m and n out.")
+        return (stage,), [scale]
+    if m is None and n is None:
+        ratios = _planned(scale)
+    else:
+        first = m if m is not None else scale / (n or 1.0)
+        second = n if n is not None else scale / first
+        if first < 1 or second < 1 or abs(first * second / scale - 1) > _CLOSE:
+            raise InputError(f"m = {first:g} and n = {second:g} do not make x{scale:g}; each must be at least 1.")
+        ratios = [first, second]
+    return (1,) + (2,) * (len(ratios) - 1), ratios
+
+
+def _planned(scale: float) -> list[float]:
+    if scale < MAX_N:
+        return [scale]
+    if scale <= MAX_M * MAX_N:
+        return [scale / MAX_N, MAX_N]
+    rest = scale / (MAX_M * MAX_N)
+    more = math.ceil(math.log2(rest) - _CLOSE)
+    return [MAX_M, MAX_N] + [rest ** (1 / more)] * more
+
+
+def _between(height: int, width: int, target: tuple[int, int], so_far: float, scale: float) -> tuple[int, int]:
+    """Return the size after a part of the ratio; sides whose ratios differ are stretched in proportion, in the log."""
+    if scale == 1:
+        return target
+    share = math.log(so_far) / math.log(scale)
+    sides = (height * (target[0] / height) ** share, width * (target[1] / width) ** share)
+    exact = (height * so_far, width * so_far)
+    # Rounding of the output must not leak into a middle size that the plain ratio gives exactly.
+    close = all(abs(a - b) < 0.5 for a, b in zip(sides, exact, strict=True))
+    h, w = exact if close else sides
+    return min(target[0], max(height, math.floor(h + 0.5))), min(target[1], max(width, math.floor(w + 0.5)))

@@ -1,0 +1,64 @@
+"""One stage: upsample → encode → one step → decode. Inference and training both call it."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from tudsr import resize
+from tudsr.backbones.base import Backbone
+from tudsr.lora import LORA_FORWARDS
+from tudsr.one_step import z0_from_prediction
+
+
+class Stage(nn.Module):
+    """The generator of one stage, G(x_up) = Dec(z0(E(x_up), t)).
+
+    Args:
+        backbone: shared by both stages.
+        t: the stage's fixed timestep, 0 to 999.
+        adapter: name of the LoRA that runs in `active`, or None for the bare base.
+
+    Source: METHOD («Generator, both stages»).
+    """
+
+    def __init__(self, backbone: Backbone, t: int, adapter: str | None) -> None:
+        super().__init__()
+        self.backbone, self.t, self.adapter = backbone, t, adapter
+
+    def active(self, how: str = "merged") -> AbstractContextManager[None]:
+        """Return the context in which `forward` runs with this stage's adapter (see `lora.LORA_FORWARDS`)."""
+        return LORA_FORWARDS[how](self.backbone.unet, self.adapter)
+
+    @staticmethod
+    def upsample(x: Tensor, height: int, width: int) -> Tensor:
+        """Bring x, (B, 3, h, w), to (B, 3, height, width) by bicubic interpolation."""
+        return resize.upsample(x, height, width)
+
+    def forward(self, lq_up: Tensor) -> Tensor:
+        """Restore an upsampled picture or window.
+
+        Args:
+            lq_up: (B, 3, H, W), [-1, 1], H and W multiples of the model's stride.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1], float32 (float64 for a float64 backbone).
+        """
+        net, wide = self.backbone, self.backbone.wide_dtype
+        z = net.encode(lq_up)  # (B, C, H / f, W / f)
+        pred = net.predict(z, self.t)
+        z0 = z0_from_prediction(pred.to(wide), z.to(wide), net.alpha_bar(self.t).to(wide), net.prediction_type)
+        return net.decode(z0).to(wide)
+
+
+@contextlib.contextmanager
+def inference(stage: Stage):  # noqa: ANN201 - a context manager
+    """Run a stage for a picture: no gradient, its adapter merged once, train/eval mode put back."""
+    training = stage.training
+    stage.eval()
+    try:
+        with torch.inference_mode(), stage.active("merged"):
+            yield stage
+    finally:
+        stage.train(training)

@@ -1,0 +1,146 @@
+"""Settings of one training run: assembled from a preset, a file and overrides, checked before any work."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tudsr.config import ModelConfig, Settings
+from tudsr.data.dataset import Scales
+from tudsr.data.degradation import DegradationMix
+from tudsr.errors import ConfigError
+from tudsr.folder import CONFIG_NAME, find_model
+from tudsr.presets import training_preset
+
+BaseDtype = Literal["fp32", "bf16"]
+
+
+class TrainConfig(Settings):
+    """One run of one stage.
+
+    `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
+    is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
+    adapter or the base itself learns; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
+    """
+
+    stage: Literal[0, 1, 2]
+    model: Path
+    data: Path
+    out: Path
+
+    steps: int = Field(default=5100, gt=0)
+    batch: int = Field(default=1, gt=0)
+    accumulate: int = Field(default=4, gt=0)
+    lr: float = Field(default=5e-5, gt=0)
+    lr_d: float = Field(default=5e-5, gt=0)
+    lr_end: float = Field(default=1.0, ge=0, le=1)
+    warmup: int = Field(default=500, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+    crop_px: int = Field(default=512, gt=0)
+    n: int = Field(default=1, gt=0)
+    loop: Literal["paper", "exact"] = "paper"
+    overlap_px: int = Field(default=64, ge=0)
+    loss_crop_px: int | None = Field(default=None, gt=1)
+    loss_crops: int = Field(default=4, gt=0)
+    scales: Scales = Scales(fixed={4.0: 1.0})
+    degradation: DegradationMix = DegradationMix()
+    p_down: float = Field(default=0.25, ge=0, le=1)
+
+    train: Literal["adapter", "base"] = "adapter"
+    init_adapter: Literal["keep", "from_stage_1"] = "keep"
+    lora_forward: Literal["merged", "switched"] = "switched"
+    base_dtype: BaseDtype = "bf16"
+    precision: Literal["no", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+
+    losses: dict[str, float] = Field(default_factory=lambda: {"ea_dists": 5.0, "mae": 0.5})
+    loss_gan: float = Field(default=0.5, ge=0)
+    discriminator: str = "dinov3"
+    discriminator_options: dict[str, Any] = Field(default_factory=dict)
+    init_discriminator: Path | None = None
+    d_in_g_step: Literal["frozen", "contaminated"] = "frozen"
+    weights_dir: Path | None = None
+
+    val_count: int = Field(default=12, ge=0)
+    val_crop_px: int | None = Field(default=None, gt=0)
+    val_scale: float = Field(default=4.0, ge=1)
+    val_every: int = Field(default=500, gt=0)
+    exclude: tuple[str, ...] = ()
+    checkpoint_every: int = Field(default=200, gt=0)
+    log_every: int = Field(default=10, gt=0)
+    workers: int = Field(default=1, ge=0)
+    cache_mb: int = Field(default=2000, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stage == 0 and self.train != "base":
+            raise ValueError("stage 0 trains the base: set train=base")
+        if self.train == "base" and self.stage == 2:
+            raise ValueError("stage 2 shares the base with stage 1: it trains its adapter only")
+        if self.train == "base" and self.base_dtype != "fp32":
+            raise ValueError("training the base needs base_dtype=fp32")
+        if self.crop_px % self.n:
+            raise ValueError("crop_px must be a multiple of n")
+        if self.d_in_g_step == "contaminated" and self.loop == "exact":
+            raise ValueError("d_in_g_step=contaminated goes with loop=paper only: the exact loop never touches D")
+        if self.loss_crop_px is not None and self.loss_crop_px > self.crop_px:
+            raise ValueError("loss_crop_px may be at most crop_px")
+        return self
+
+    @classmethod
+    def assemble(
+        cls, *, stage: int, model: str | Path, data: Path, out: Path, file: Path | None, overrides: list[str]
+    ) -> Self:
+        """Build from the preset of (backbone, stage), then a JSON file, then key=value overrides; later ones win.
+
+        Args:
+            stage: 0, 1 or 2.
+            model: embedded name, folder or hub id.
+            data: folder of photos.
+            out: folder of the run.
+            file: JSON object of settings, or None.
+            overrides: «key=value», value in JSON or plain text; «losses.mae=1» reaches into a mapping.
+
+        Raises:
+            ConfigError: naming the setting that is unknown or wrong.
+            ModelError: when the model is not there.
+        """
+        folder = find_model(model)
+        values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage)
+        if file is not None:
+            values |= _read_object(file)
+        for override in overrides:
+            _apply_override(values, override)
+        values |= {"stage": stage, "model": str(folder), "data": str(data), "out": str(out)}
+        return cls.parse(values, str(file) if file else "training settings")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a JSON object of settings is expected, not {type(values).__name__}.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: key=value is expected, for example --set lr=1e-4.")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *path, last = key.split(".")
+    for part in path:
+        child = values.get(part)
+        values[part] = dict(child) if isinstance(child, dict) else {}
+        values = values[part]
+    values[last] = value

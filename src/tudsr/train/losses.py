@@ -1,0 +1,136 @@
+"""The generator's losses by name, their weighted sum, and the adversarial losses of both sides."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
+from torch import Tensor, nn
+
+from tudsr.errors import ConfigError
+from tudsr.perceptual.backbone_dists import DEFAULT_MODELS, FeatureDists
+from tudsr.perceptual.dists import Dists, EaDists
+from tudsr.perceptual.lpips import Lpips
+
+REAL_LABEL = 0.8  # one-sided label smoothing; source: METHOD («Losses»)
+FAKE_LABEL = 0.0
+
+# (folder of weights, dtype of the feature network, folder or hub id of a transformers backbone) -> module that takes
+# (sr, gt) and returns one value per picture
+LossFactory = Callable[[Path | None, torch.dtype, str | None], nn.Module]
+
+
+class Mae(nn.Module):
+    """Mean absolute error per picture."""
+
+    def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """Return (B,) float32 for two (B, 3, H, W) in [-1, 1]."""
+        return (sr.float() - gt.float()).abs().mean((1, 2, 3))
+
+
+class Mse(nn.Module):
+    """Mean squared error per picture."""
+
+    def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """Return (B,) float32 for two (B, 3, H, W) in [-1, 1]."""
+        return (sr.float() - gt.float()).square().mean((1, 2, 3))
+
+
+def _ea_dists_on(features: str) -> LossFactory:
+    """Return the factory of EA-DISTS on a transformers backbone, imported only when it is built."""
+
+    def build(weights_dir: Path | None, dtype: torch.dtype, feature_model: str | None) -> nn.Module:
+        return EaDists(FeatureDists.load(feature_model or DEFAULT_MODELS[features], dtype=dtype))
+
+    return build
+
+
+LOSSES: dict[str, LossFactory] = {
+    "mae": lambda weights_dir, dtype, feature_model: Mae(),
+    "mse": lambda weights_dir, dtype, feature_model: Mse(),
+    "dists": lambda weights_dir, dtype, feature_model: Dists(dtype).load(weights_dir),
+    "ea_dists": lambda weights_dir, dtype, feature_model: EaDists(Dists(dtype).load(weights_dir)),
+    "ea_dists_dinov3": _ea_dists_on("dinov3"),
+    "ea_dists_dinov2": _ea_dists_on("dinov2"),
+    "ea_dists_convnext": _ea_dists_on("convnext"),
+    "lpips_alex": lambda weights_dir, dtype, feature_model: Lpips("alex", dtype).load(weights_dir),
+    "lpips_vgg": lambda weights_dir, dtype, feature_model: Lpips("vgg", dtype).load(weights_dir),
+}
+
+
+class WeightedLosses(nn.Module):
+    """The weighted sum of named losses; no parameter of it learns.
+
+    Args:
+        weights: loss name to weight, for example {"ea_dists": 5.0, "mae": 0.5}; a weight of 0 leaves the loss out.
+        weights_dir: folder of pretrained weights; see `tudsr.perceptual.weights`.
+        dtype: of the feature networks' weights.
+        feature_model: folder or hub id of the backbone of ea_dists_dinov3, _dinov2 or _convnext; None for the default.
+
+    Raises:
+        ConfigError: for an unknown loss.
+        WeightsError: when pretrained weights are missing.
+
+    Source: METHOD («Losses»): L_G = 5 EA-DISTS + 0.5 BCE + 0.5 MAE.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        weights_dir: Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        feature_model: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name in weights:
+            if name not in LOSSES:
+                raise ConfigError(f"{name!r} is not a known loss; known ones: {', '.join(sorted(LOSSES))}.")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.losses = nn.ModuleDict({name: LOSSES[name](weights_dir, dtype, feature_model) for name in self.weights})
+        self.requires_grad_(False)
+
+    def forward(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses, averaged over the batch; the gradient flows to sr only.
+
+        Args:
+            sr: generated pictures, (B, 3, H, W), float, [-1, 1].
+            gt: true pictures, same shape.
+
+        Returns:
+            The weighted sum, a float32 scalar, and each loss before its weight, detached, as loss_g_<name>.
+        """
+        total = sr.new_zeros((), dtype=torch.float32)
+        parts = {}
+        for name, loss in self.losses.items():
+            value = loss(sr, gt.detach()).mean()
+            parts[f"loss_g_{name}"] = value.detach()
+            total = total + self.weights[name] * value
+        return total, parts
+
+
+def adversarial_loss(logits: list[Tensor], target: float) -> Tensor:
+    """Binary cross-entropy towards a soft label, each level counting the same.
+
+    Args:
+        logits: the discriminator's maps, one per level, each (B, 1, h, w) or of any shape, before the sigmoid.
+        target: the label, 0 to 1; the generator aims at REAL_LABEL.
+
+    Returns:
+        A float32 scalar.
+
+    Source: METHOD («Losses», «Discriminator»): fixed equal weights, since learnable ones can be gamed.
+    """
+    levels = [F.binary_cross_entropy_with_logits(x.float(), torch.full_like(x, target).float()) for x in logits]
+    return torch.stack(levels).mean()
+
+
+def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Return L_D = 0.5 (BCE(D(x), 0.8) + BCE(D(sr), 0)), a float32 scalar.
+
+    Args:
+        real: logit maps of true pictures, one per level.
+        fake: logit maps of generated pictures, one per level.
+
+    Source: METHOD («Losses»).
+    """
+    return 0.5 * (adversarial_loss(real, REAL_LABEL) + adversarial_loss(fake, FAKE_LABEL))

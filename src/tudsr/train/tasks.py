@@ -1,0 +1,232 @@
+"""What one step learns: the noise-prediction prior (stage 0) or the one-step GAN (stages 1 and 2)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tudsr import lora
+from tudsr.config import WindowRange
+from tudsr.folder import Model
+from tudsr.one_step import TARGET_OF
+from tudsr.stage import Stage
+from tudsr.train.chunks import ChunkResult, cut, exact_loop, paper_loop, straddling_crops
+from tudsr.train.config import TrainConfig
+from tudsr.train.discriminators import Discriminator, build_discriminator, frozen
+from tudsr.train.losses import REAL_LABEL, WeightedLosses, adversarial_loss, discriminator_loss
+from tudsr.windows import Window, WindowGrid, chunk_grid, plan_windows
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+PIXEL_LOSSES = ("mae", "mse")
+_STREAM_PRIOR, _STREAM_G, _STREAM_REAL, _STREAM_FAKE, _STREAM_CROPS = 11, 12, 13, 14, 15
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where a micro-step's randomness comes from: nothing else, so that a resumed run repeats it."""
+
+    run: int
+    sample: int
+
+    def torch(self, stream: int) -> torch.Generator:
+        """Return a CPU generator of its own for one use."""
+        mixed = np.random.SeedSequence((self.run, self.sample, stream)).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(mixed) % 2**63)
+
+    def numpy(self, stream: int) -> np.random.Generator:
+        """Return a NumPy generator of its own for one use."""
+        return np.random.default_rng((self.run, self.sample, stream))
+
+
+class Task(Protocol):
+    """What the trainer needs of a stage."""
+
+    nets: dict[str, list[nn.Parameter]]
+    net_d: Discriminator | None
+
+    def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
+        """Add one micro-batch's gradients, times share, to every net and return scalars to log."""
+
+    def restore(self, lq: Tensor, side_px: int) -> Tensor:
+        """Return what the model makes of an LQ picture, for validation."""
+
+
+def seeded_adapters(model: Model, config: TrainConfig) -> None:
+    """Prepare the adapters: stage 2 may start from LoRA-1's weights instead of the identity."""
+    if config.stage == 2 and config.init_adapter == "from_stage_1":
+        unet = model.backbone.unet
+        lora.load_state(unet, "stage_2", lora.state(unet, "stage_1"), "adapter stage_1")
+
+
+class PriorTask(Task):
+    """Predict the noise (or v, or the sample) at every timestep on clean photos.
+
+    Source: Ho et al. 2020, eq. 14, through the scheduler's own prediction_type.
+    """
+
+    def __init__(self, model: Model, config: TrainConfig, autocast: Autocast) -> None:
+        self.net, self.net_d, self.autocast = model.backbone, None, autocast
+        base = [p for name, p in model.backbone.unet.named_parameters() if ".lora_" not in name]
+        self.nets = {"g": base}
+
+    def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
+        """Add the gradients of the mean squared prediction error."""
+        loss = self.loss(batch["gt"], seed.torch(_STREAM_PRIOR))
+        (loss * share).backward()
+        return {"loss_prior": loss.detach()}
+
+    def loss(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the prediction error on clean pictures, (B, 3, H, W) in [-1, 1], at random timesteps."""
+        t = torch.randint(len(self.net.alphas_cumprod), (len(x0),), generator=generator).to(x0.device)
+        with lora.merged(self.net.unet, None), self.autocast():
+            z0 = self.net.encode(x0)
+            noise = torch.randn(z0.shape, generator=generator).to(z0)
+            alpha_bar = self.net.alpha_bar(t)
+            alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            pred = self.net.predict(alpha * z0 + sigma * noise, t)
+        target = TARGET_OF[self.net.prediction_type](z0, noise, alpha, sigma)
+        return nn.functional.mse_loss(pred.float(), target.float())
+
+    def restore(self, lq: Tensor, side_px: int) -> Tensor:
+        """Return the bicubic picture: the prior has no one-step picture of its own."""
+        return Stage.upsample(lq, side_px, side_px)
+
+
+class GanTask(Task):
+    """The one-step GAN of stage 1 (one window) and stage 2 (looped chunks, LoRA-1 frozen)."""
+
+    def __init__(self, model: Model, config: TrainConfig, autocast: Autocast) -> None:
+        settings, net = model.config, model.backbone
+        self.config, self.autocast = config, autocast
+        own_adapter = None if config.train == "base" else f"stage_{config.stage}"
+        self.first = Stage(net, settings.t1, "stage_1") if config.stage == 2 else None
+        self.stage = Stage(net, settings.t2 if config.stage == 2 else settings.t1, own_adapter)
+        self.net_d = _discriminator(config).to(net.device)
+        self.grid = _grid(config, settings.windows)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        pixel = {k: v for k, v in config.losses.items() if k in PIXEL_LOSSES}
+        deep = {k: v for k, v in config.losses.items() if k not in PIXEL_LOSSES}
+        self.pixel_losses = WeightedLosses(pixel, config.weights_dir, dtype).to(net.device)
+        self.deep_losses = WeightedLosses(deep, config.weights_dir, dtype).to(net.device)
+        base = [p for name, p in net.unet.named_parameters() if ".lora_" not in name]
+        self.nets = {"g": base if own_adapter is None else lora.parameters(net.unet, own_adapter)}
+        if config.loss_gan:
+            self.nets["d"] = self.net_d.trainable_parameters()
+        if config.gradient_checkpointing:
+            net.unet.enable_gradient_checkpointing()
+            if hasattr(net.vae, "enable_gradient_checkpointing"):
+                net.vae.enable_gradient_checkpointing()
+
+    def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
+        """Add G's gradients by the configured loop, then D's on the detached result."""
+        gt = batch["gt"]
+        parts: dict[str, Tensor] = {}
+        with self.autocast():
+            y = self.stage_input(batch["lq"], gt.shape[-1])
+        crops = self._crops(seed)
+        result = self._generator_pass(y, gt, crops, share, seed, parts)
+        if self.config.loss_gan:
+            parts["loss_d"] = self._discriminator_pass(result.sr, gt, crops, share, seed)
+        return parts
+
+    def stage_input(self, lq: Tensor, side_px: int) -> Tensor:
+        """Return the upsampled input of the stage that learns: in stage 2 the frozen stage 1 runs first."""
+        if self.first is None:
+            return Stage.upsample(lq, side_px, side_px)
+        middle = side_px // self.config.n
+        with torch.no_grad(), self.first.active(self.config.lora_forward):
+            m = self.first(Stage.upsample(lq, middle, middle)).clamp(-1, 1)
+        return Stage.upsample(m, side_px, side_px)
+
+    def restore(self, lq: Tensor, side_px: int) -> Tensor:
+        """Return the stage's picture, in one window: (B, 3, side, side)."""
+        with torch.no_grad(), self.autocast():
+            y = self.stage_input(lq, side_px)
+            with self.stage.active("merged"):
+                return self.stage(y).float()
+
+    def _crops(self, seed: Seed) -> tuple[Window, ...]:
+        c = self.config
+        if c.loss_crop_px is None:
+            return (Window(y0=0, x0=0, y1=c.crop_px, x1=c.crop_px),)
+        return straddling_crops(self.grid, c.loss_crop_px, c.loss_crops, seed.numpy(_STREAM_CROPS))
+
+    def _generator_pass(
+        self, y: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, parts: dict[str, Tensor]
+    ) -> ChunkResult:
+        def note(found: dict[str, Tensor], count: int) -> None:
+            for key, value in found.items():
+                parts[key] = parts.get(key, 0) + value / count
+
+        def deep_loss(sr: Tensor, real: Tensor, count: int) -> Tensor:
+            loss, found = self.deep_losses(sr, real)
+            if self.config.loss_gan:
+                gan = adversarial_loss(self.net_d(sr, seed.torch(_STREAM_G)), REAL_LABEL)
+                loss, found = loss + self.config.loss_gan * gan, found | {"loss_g_gan": gan.detach()}
+            note(found, count)
+            return loss
+
+        def pixel_loss(sr: Tensor, real: Tensor, count: int = 1) -> Tensor:
+            loss, found = self.pixel_losses(sr, real)
+            note(found, count)
+            return loss
+
+        def backward(loss: Tensor) -> None:
+            (loss * share).backward()
+
+        chunks = len(self.grid.windows)
+        keep_d = frozen(self.net_d) if self.config.d_in_g_step == "frozen" else nullcontext()
+        with keep_d, self.autocast(), self.stage.active(self.config.lora_forward):
+            if self.config.loop == "paper":
+
+                def chunk_loss(sr: Tensor, real: Tensor) -> Tensor:
+                    return pixel_loss(sr, real, chunks) + deep_loss(sr, real, chunks)
+
+                return paper_loop(self.stage, y, gt, chunk_loss, self.grid, backward=backward)
+            has_pixel_loss = bool(self.pixel_losses.weights)
+            return exact_loop(
+                self.stage, y, gt, pixel_loss if has_pixel_loss else None, self.grid,
+                crop_loss=lambda sr, real: deep_loss(sr, real, len(crops)), crops=crops, backward=backward,
+            )  # fmt: skip
+
+    def _discriminator_pass(
+        self, sr: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed
+    ) -> Tensor:
+        total = sr.new_zeros(())
+        places = self.grid.windows if self.config.loop == "paper" else crops
+        for window in places:
+            with self.autocast():
+                real = self.net_d(cut(gt, window), seed.torch(_STREAM_REAL))
+                fake = self.net_d(cut(sr, window), seed.torch(_STREAM_FAKE))
+                loss = discriminator_loss(real, fake) / len(places)
+            (loss * share).backward()
+            total += loss.detach()
+        return total
+
+
+def _discriminator(config: TrainConfig) -> Discriminator:
+    # Initial weights come from torch's global generator, which the trainer has seeded.
+    net_d = build_discriminator(config.discriminator, **config.discriminator_options)
+    if config.init_discriminator is not None:
+        from tudsr.checkpoint import load_tensors
+
+        net_d.load_trainable_state_dict(load_tensors(config.init_discriminator)[0])
+    return net_d
+
+
+def _grid(config: TrainConfig, windows: WindowRange) -> WindowGrid:
+    if config.loop == "paper":
+        return chunk_grid(config.crop_px, config.n)
+    # Windows of just over the chunk's side, so that n of them with their overlap cover the crop.
+    r_px = config.crop_px // config.n
+    most = r_px + -(-config.overlap_px // windows.stride_px) * windows.stride_px
+    own = WindowRange(min_px=r_px, max_px=most, stride_px=windows.stride_px, overlap_px=config.overlap_px)
+    return plan_windows(config.crop_px, config.crop_px, own)
+
+
+TASKS: dict[int, Callable[[Model, TrainConfig, Autocast], Task]] = {0: PriorTask, 1: GanTask, 2: GanTask}
+"""Stage number → what its steps learn."""

@@ -1,0 +1,143 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tudsr.errors import InputError
+from tudsr.resize import crop, downsample, output_size, pad_bottom_right, pad_to_multiple, upsample
+
+SIDES = st.integers(1, 40)
+
+
+def cubic(x, a):
+    """Keys' kernel."""
+    x = abs(x)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def upsampling_matrix(before, after):
+    """Bicubic with half-pixel centres and clamped indices, in closed form."""
+    matrix = np.zeros((after, before))
+    for i in range(after):
+        centre = (i + 0.5) * before / after - 0.5
+        for j in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            matrix[i, min(max(j, 0), before - 1)] += cubic(centre - j, -0.75)
+    return matrix
+
+
+def picture(height, width, dtype=torch.float32, channels=3):
+    rng = torch.Generator().manual_seed(height * 1000 + width)
+    return (torch.rand(1, channels, height, width, generator=rng, dtype=torch.float64) * 2 - 1).to(dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_upsample_is_bicubic(height, width, more_y, more_x):
+    x = picture(height, width, torch.float64)
+    y = upsample(x, height + more_y, width + more_x)
+    rows, columns = upsampling_matrix(height, height + more_y), upsampling_matrix(width, width + more_x)
+    expected = np.einsum("yh,bchw,xw->bcyx", rows, x.numpy(), columns)
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (13, 7), (1, 1), (39, 20)])
+def test_downsample_is_pillows_antialiased_bicubic(height, width):
+    x = picture(40, 40)
+    y = downsample(x, height, width)
+    for channel in range(3):
+        image = Image.fromarray(x[0, channel].numpy())
+        expected = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(y[0, channel].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [upsample, downsample])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept_and_half_types_are_computed_in_float32(function, dtype):
+    x = picture(9, 11, dtype)
+    size = (23, 31) if function is upsample else (4, 5)
+    y = function(x, *size)
+    assert y.dtype == dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(y, function(x.float(), *size).to(dtype))
+    if dtype == torch.float64:
+        assert not torch.equal(y, function(x.float(), *size).double())
+
+
+@pytest.mark.parametrize("function", [upsample, downsample])
+def test_the_same_size_gives_an_equal_copy(function):
+    x = picture(9, 11)
+    y = function(x, 9, 11)
+    torch.testing.assert_close(y, x, rtol=0, atol=0)
+    assert y.data_ptr() != x.data_ptr()
+
+
+def test_gradients_flow_through_upsample():
+    x = picture(4, 5, torch.float64, channels=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: upsample(t, 7, 11), x)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**5), st.floats(1, 64))
+def test_output_size_is_the_product_rounded_half_up(height, width, scale):
+    for side, out in zip((height, width), output_size(height, width, scale), strict=True):
+        assert out == max(1, math.floor(Fraction(side * scale) + Fraction(1, 2)))
+        assert out >= side
+
+
+@pytest.mark.parametrize(
+    ("side", "scale", "out"), [(1, 1, 1), (1, 1.5, 2), (3, 1.5, 5), (5, 1.5, 8), (5, 1.1, 6), (7, 4, 28), (1, 1.49, 1)]
+)
+def test_output_size_by_hand(side, scale, out):
+    assert output_size(side, side, scale) == (out, out)
+
+
+@pytest.mark.parametrize("scale", [0.999, 0, -2, math.nan, math.inf])
+def test_scales_that_do_not_enlarge_are_refused(scale):
+    with pytest.raises(InputError, match=r"at least 1, not"):
+        output_size(4, 4, scale)
+
+
+def test_empty_pictures_are_refused():
+    with pytest.raises(InputError, match="4x0"):
+        output_size(0, 4, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 20), st.integers(0, 20))
+def test_padding_mirrors_or_repeats_and_crop_undoes_it(height, width, more_y, more_x):
+    x = picture(height, width)
+    y = pad_bottom_right(x, height + more_y, width + more_x)
+    expected = x.numpy()
+    for axis, more, side in ((3, more_x, width), (2, more_y, height)):
+        pads = [(0, 0)] * 4
+        pads[axis] = (0, more)
+        expected = np.pad(expected, pads, mode="reflect" if more < side else "edge")
+    np.testing.assert_array_equal(y.numpy(), expected)
+    assert torch.equal(crop(y, height, width), x)
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 2, 8, 16, 64]))
+@settings(max_examples=40, deadline=None)
+def test_padding_to_a_multiple_is_the_least(height, width, multiple):
+    y = pad_to_multiple(picture(height, width), multiple)
+    for before, after in zip((height, width), y.shape[-2:], strict=True):
+        assert after % multiple == 0
+        assert 0 <= after - before < multiple
+
+
+def test_nothing_to_pad_is_no_copy():
+    x = picture(8, 16)
+    assert pad_to_multiple(x, 8) is x
+
+
+def test_canvas_must_hold_the_picture():
+    with pytest.raises(AssertionError):
+        pad_bottom_right(picture(4, 4), 4, 3)
+    with pytest.raises(AssertionError):
+        crop(picture(4, 4), 5, 4)
