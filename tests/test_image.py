@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from tudsr import image_decode
+from tudsr import image_raster
 from tudsr.errors import InputError
 from tudsr.image import Picture, PictureInfo, check_output_path, picture_from, picture_like, read_picture, write_picture
 
@@ -328,17 +328,24 @@ def test_16_bits_become_8_in_other_files(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), np.rint(values / 257))
 
 
-@pytest.mark.parametrize("options", [{"planarconfig": "separate"}, {"extrasamples": ["assocalpha"]}])
-def test_rare_16_bit_tiffs_come_right_or_not_at_all(tmp_path, options):
-    values = noise(20, 30, 4 if "extrasamples" in options else 3, dtype=np.uint16)
-    if "extrasamples" in options:
-        values[..., 3] = 65535
-    stored = values.transpose(2, 0, 1) if "planarconfig" in options else values
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", **options)
-    try:
-        picture = read_picture(tmp_path / "a.tif")
-    except InputError:
-        return
+def test_16_bit_tiff_with_its_channels_apart(tmp_path):
+    values = noise(20, 30, 3, dtype=np.uint16)
+    orientation = (274, "H", 1, 6, True)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values.transpose(2, 0, 1),
+        photometric="rgb",
+        planarconfig="separate",
+        extratags=[orientation],
+    )
+    np.testing.assert_array_equal(picture_like(read_picture(tmp_path / "a.tif"), values), np.rot90(values, -1))
+
+
+def test_16_bit_tiff_with_premultiplied_alpha_is_read_in_8_with_a_note(tmp_path):
+    values = noise(20, 30, 4, dtype=np.uint16)
+    values[..., 3] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["assocalpha"])
+    picture = read_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture_like(picture, values.astype(np.uint8)), values >> 8)
     assert "8 bits" in picture.info.notes[0]
 
@@ -351,7 +358,7 @@ def test_inverted_16_bit_grey_tiff(tmp_path):
 
 def test_tiff_of_another_kind_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 6, 3)), photometric="rgb")
-    with pytest.raises(InputError, match="float64"):
+    with pytest.raises(InputError, match=r"a\.tif: a TIFF of float64"):
         read_picture(tmp_path / "a.tif")
 
 
@@ -546,10 +553,20 @@ def test_pillows_pixel_limit_gives_way_to_ours_and_comes_back(tmp_path, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_picture(tmp_path / "a.png").width == 10
     assert Image.MAX_IMAGE_PIXELS == 10
-    monkeypatch.setattr(image_decode, "MAX_PIXELS", 99)
-    with pytest.raises(InputError, match="10x10"):
+    monkeypatch.setattr(image_raster, "MAX_PIXELS", 99)
+    with pytest.raises(InputError, match=r"a\.png: 10x10"):
         read_picture(tmp_path / "a.png")
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_a_small_file_that_claims_a_huge_picture_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("1", (8, 8)).save(path)
+    path.write_bytes(
+        path.read_bytes().replace(struct.pack("<HHIHH", 256, 4, 1, 8, 0), struct.pack("<HHIHH", 256, 4, 1, 0, 512))
+    )
+    with pytest.raises(InputError, match=r"a\.tif: .* 33554432x8 pixels"):
+        read_picture(path)
 
 
 def test_pixel_limit_comes_back_after_many_threads(tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
         else:
             lora.attach(backbone.unet, stage, config.lora)
     backbone.requires_grad_(False)
-    return Model(config, backbone.to(device).to(memory_format=torch.channels_last).eval(), scheduler)
+    backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # the stub lacks it
+    return Model(config, backbone.eval(), scheduler)
 
 
 def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None) -> tuple[Backbone, Any]:

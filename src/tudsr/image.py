@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from tudsr.errors import InputError
-from tudsr.image_decode import Raster, decode_file, decode_pil
+from tudsr.image_decode import decode_file, decode_pil
 from tudsr.image_encode import encode_file, file_format
+from tudsr.image_raster import Raster
 
 PictureLike = TypeVar("PictureLike", Image.Image, NDArray, Tensor)
 
@@ -75,7 +76,7 @@ def read_picture(path: Path | str) -> Picture:
     and Lab become sRGB; other colours stay in the space of their ICC profile, which is kept.
 
     Args:
-        path: the file; up to image_decode.MAX_PIXELS pixels.
+        path: the file; up to image_raster.MAX_PIXELS pixels.
 
     Returns:
         The picture, on the CPU.

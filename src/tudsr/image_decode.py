@@ -5,12 +5,6 @@ its own byte order gives the high bytes and once with the opposite order the low
 """
 
 import io
-import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from tudsr.errors import InputError
-
-MAX_PIXELS = 2**30
-"""Pictures above this many pixels (1.07 gigapixels) are refused as decompression bombs."""
+from tudsr.image_raster import DECODE_ERRORS, Raster, check_size, decoding
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
@@ -31,29 +23,6 @@ _NATIVE = {f"{mode};16N": f"{mode};16{'L' if np.little_endian else 'B'}" for mod
 # Tags of a TIFF's directory that describe the photo; the others describe how this very file is laid out.
 _TIFF_TAGS = frozenset({270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo})
 
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
-    ZeroDivisionError, NotImplementedError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Raster:
-    r"""A picture as it stands in a file, upright.
-
-    Attributes:
-        values: (H, W, C), uint8 or uint16 over their whole range; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
-            (never premultiplied).
-        icc: the ICC profile that the colours are meant in, or None.
-        exif: EXIF as bytes that begin with b"Exif\0\0", without orientation and thumbnail, or None.
-        notes: one sentence for each thing of the source that was not taken over.
-    """
-
-    values: NDArray[np.uint8] | NDArray[np.uint16]
-    icc: bytes | None = None
-    exif: bytes | None = None
-    notes: tuple[str, ...] = ()
-
 
 def decode_file(path: Path) -> Raster:
     """Read a picture file.
@@ -62,12 +31,13 @@ def decode_file(path: Path) -> Raster:
     stays 16 bit (in colour for PNG and TIFF). CMYK and Lab become sRGB.
 
     Raises:
-        InputError: when the file is missing, not a picture, damaged, or larger than MAX_PIXELS.
+        InputError: when the file is missing, not a picture, damaged, or too large (`image_raster.check_size`).
     """
-    with _decoding(str(path)):
+    with decoding(str(path)):
         try:
             with _open(path) as image:
-                return _decode_open(path, image)
+                if not _is_planar_16(image):
+                    return _decode_open(path, image)
         except UnidentifiedImageError:
             if path.suffix.lower() not in (".tif", ".tiff"):
                 raise
@@ -80,9 +50,9 @@ def decode_pil(image: Image.Image) -> Raster:
     Pillow holds 16-bit colour in 8 bits, so that an image opened from such a file has lost the rest.
 
     Raises:
-        InputError: when the image cannot be decoded or is larger than MAX_PIXELS.
+        InputError: when the image cannot be decoded, or has 32-bit values out of range.
     """
-    with _decoding("the PIL image"):
+    with decoding("the PIL image"):
         return _upright(image, _frame_notes(image), low=None)
 
 
@@ -92,12 +62,19 @@ def _open(path: Path) -> ImageFile.ImageFile:
     return image
 
 
+def _is_planar_16(image: Image.Image) -> bool:
+    """Whether it is a 16-bit TIFF with each channel by itself, whose values Pillow mixes up."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(284) == 2 and 16 in tags.get(258, ())
+
+
 def _rawmode(tile: ImageFile._Tile) -> str:
     """Give the name of the layout in which a tile's bytes are unpacked."""
     return tile.args if isinstance(tile.args, str) else str((tile.args or ("",))[0])
 
 
 def _decode_open(path: Path, image: ImageFile.ImageFile) -> Raster:
+    check_size(image.width, image.height, path.stat().st_size)
     notes = _frame_notes(image)
     rawmodes = {_rawmode(tile) for tile in image.tile}
     rawmode = next(iter(rawmodes)) if len(rawmodes) == 1 else ""
@@ -130,7 +107,6 @@ def _upright(image: Image.Image, notes: list[str], *, low: NDArray[np.uint8] | N
     if low is not None:
         image.info.pop("transparency", None)  # a 16-bit key means nothing to the 8-bit picture
     icc = image.info.get("icc_profile")
-    _check_size(image.width, image.height)
     image.load()  # a TIFF is turned upright here, and loses its tag
     values = _values(image, notes)
     if low is not None:
@@ -141,11 +117,6 @@ def _upright(image: Image.Image, notes: list[str], *, low: NDArray[np.uint8] | N
     orientation, exif = _split_exif(image, notes)
     values = np.ascontiguousarray(_turn(values[..., ::3] if grey else values, orientation))
     return Raster(values=values, icc=None if image.mode in ("CMYK", "LAB") else icc, exif=exif, notes=tuple(notes))
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise InputError(f"A picture of {width}x{height} pixels came; at most {MAX_PIXELS} can be read.")
 
 
 def _values(image: Image.Image, notes: list[str]) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -207,7 +178,7 @@ def _split_exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None
             del exif[tag]
         data = exif.tobytes() if len(exif) else None
         exif.update(dropped)  # the image may be the user's own
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         notes.append(f"Its EXIF is damaged and was left out ({error}).")
         return 1, None
     return orientation if orientation in range(1, 9) else 1, data
@@ -231,64 +202,24 @@ def _turn(values: NDArray, orientation: int) -> NDArray:
 
 
 def _decode_tifffile(path: Path) -> Raster:
-    """Read the first page of a TIFF that Pillow does not know, such as 16-bit grey with alpha."""
+    """Read the first page of a TIFF that Pillow cannot, such as 16-bit grey with alpha; its EXIF is not read."""
     import tifffile  # only here: it is slow to import and seldom needed
 
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
-        _check_size(page.imagewidth, page.imagelength)
+        check_size(page.imagewidth, page.imagelength, path.stat().st_size)
         values = page.asarray()
-        values = values[..., None] if values.ndim == 2 else values
-        icc = page.tags.get(34675)
+        if values.ndim == 2:
+            values = values[..., None]
+        elif page.planarconfig == 2:
+            values = values.transpose(1, 2, 0)
+        icc, orientation = page.tags.get(34675), page.tags.get(274)
         photometric = int(page.photometric)
     accepted = values.dtype in (np.uint8, np.uint16) and values.ndim == 3 and photometric in (1, 2)
     if not accepted or values.shape[2] > 4:
         raise InputError(
-            f"{path}: a TIFF of {values.dtype}, shape {values.shape} and photometric {photometric} came; grey or RGB "
+            f"a TIFF of {values.dtype}, shape {values.shape} and photometric {photometric} came; grey or RGB "
             "with or without alpha, in 8 or 16 bits, is accepted."
         )
+    values = np.ascontiguousarray(_turn(values, orientation.value if orientation else 1))
     return Raster(values=values, icc=icc.value if icc else None)
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder throws at a bad file into one sentence, and lift Pillow's pixel limit to ours."""
-    with _pixel_limit:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise InputError(f"{name}: no such file.") from error
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{name}: not a picture that can be read; PNG, JPEG, WebP, TIFF, BMP and GIF are accepted."
-            ) from error
-        except (IsADirectoryError, PermissionError) as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror}).") from error
-        except MemoryError as error:  # Pillow and tifffile also raise it for sizes that damage made up
-            raise InputError(f"{name}: damaged, or larger than the memory that is free.") from error
-        except _DECODE_ERRORS as error:
-            raise InputError(f"{name}: damaged or cut short ({error}).") from error
-
-
-class _PixelLimit:
-    """Raises Pillow's process-wide limit while any thread reads, and puts it back after the last one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._before: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._readers == 0:
-                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
-            self._readers += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if self._readers == 0:
-                Image.MAX_IMAGE_PIXELS = self._before
-
-
-_pixel_limit = _PixelLimit()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tudsr.errors import InputError
-from tudsr.image_decode import Raster
+from tudsr.image_raster import Raster
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}

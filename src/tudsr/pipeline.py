@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from tudsr.color import fix_color
+from tudsr.color import COLOR_FIXES, fix_color
 from tudsr.config import ModelConfig, Settings, WindowRange
 from tudsr.device import pick_device, pick_dtype
 from tudsr.folder import Model, load_model
@@ -42,6 +42,13 @@ class Request(Settings):
     overlap_px: int | None = Field(default=None, ge=0)
     batch: int = Field(default=1, gt=0)
     shift_px: int = Field(default=0, ge=0)
+
+    @field_validator("color")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in COLOR_FIXES:
+            raise ValueError(f"known colour fixes: {', '.join(COLOR_FIXES)}")
+        return name
 
 
 class TUDSR:
@@ -86,7 +93,7 @@ class TUDSR:
         """Enlarge one picture.
 
         Args:
-            image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [-1, 1].
+            image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [0, 1].
             scale: ratio, at least 1; 8 when neither it nor size, or m and n, is given.
             progress: called with (windows done, windows in all).
             options: further fields of `Request`.

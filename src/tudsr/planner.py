@@ -133,7 +133,7 @@ def _ratios(scale: float, m: float | None, n: float | None, stage: Which) -> tup
 def _planned(scale: float) -> list[float]:
     if scale < MAX_N:
         return [scale]
-    if scale <= MAX_M * MAX_N:
+    if scale <= MAX_M * MAX_N * (1 + _CLOSE):  # 2.4 / 0.3 is a hair above 8
         return [scale / MAX_N, MAX_N]
     rest = scale / (MAX_M * MAX_N)
     more = math.ceil(math.log2(rest) - _CLOSE)

@@ -1,7 +1,5 @@
 """The looped chunks: gradients against whole back-propagation, memory, DDP hooks, straddling crops."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from tudsr.config import WindowRange
 from tudsr.errors import InputError
 from tudsr.tiling import tiled
-from tudsr.train.chunks import cut, exact_loop, paper_loop, straddling_crops, sync_last_only
+from tudsr.train.chunks import cut, exact_loop, paper_loop, straddling_crops
 from tudsr.windows import WindowGrid, chunk_grid, plan_windows
 
 RANGE = WindowRange(min_px=16, max_px=32, stride_px=8, overlap_px=8)
@@ -132,33 +130,18 @@ def loops(net: nn.Module, **hooks):
     yield lambda: exact_loop(net, y, gt, nonlocal_loss, plan_windows(48, 48, RANGE), **hooks)
 
 
-def test_only_the_last_chunk_synchronises():
-    events: list[str] = []
-
-    @contextmanager
-    def no_sync():
-        events.append("enter")
-        yield
-        events.append("exit")
+def test_there_is_one_backward_per_window():
+    calls: list[float] = []
 
     def backward(loss: Tensor) -> None:
-        events.append("backward")
+        calls.append(loss.item())
         loss.backward()
 
-    both = loops(small_net(), no_sync=no_sync, backward=backward)
+    both = loops(small_net(), backward=backward)
     for loop, count in zip(both, (9, len(plan_windows(48, 48, RANGE).windows)), strict=True):
-        events.clear()
+        calls.clear()
         loop()
-        assert events == ["enter", "backward", "exit"] * (count - 1) + ["backward"]
-
-
-def test_sync_last_only_with_one_window_never_enters():
-    def no_sync():
-        raise AssertionError
-
-    ((window, context),) = sync_last_only(chunk_grid(8, 1).windows, no_sync)
-    with context:
-        assert window.height == 8
+        assert len(calls) == count
 
 
 def test_backward_may_scale():

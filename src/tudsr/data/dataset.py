@@ -181,7 +181,7 @@ def _augment(square: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _to_tensor(pixels: Pixels) -> Tensor:
     """Return (3, H, W) float32 in [-1, 1] from (H, W, 3) uint8."""
-    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)).div_(127.5).sub_(1)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C")).div_(127.5).sub_(1)
 
 
 class ValidationSet(Dataset[dict[str, Any]]):

@@ -1,7 +1,8 @@
 """Batched baseline JPEG in torch: what a picture looks like after being written and read as a JPEG file.
 
 YCbCr, 4:2:0, 8x8 DCT, the standard tables under libjpeg's quality scaling, real rounding; only the entropy coding,
-which is lossless, is left out. The same code runs on CPU and GPU; it is not differentiable.
+which is lossless, is left out. The same code runs on CPU and GPU (with matrix products in full float32, not TF32); it
+is not differentiable.
 Source: ITU-T T.81 (JPEG), annexes A and K; ITU-T T.871 (JFIF's YCbCr); libjpeg's quality scaling.
 """
 

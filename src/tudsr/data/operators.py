@@ -40,11 +40,11 @@ def blur(x: Tensor, kernel: Kernel) -> Tensor:
     weight = torch.from_numpy(np.ascontiguousarray(kernel, dtype=np.float32)).to(x.device)
     mode = "reflect" if radius < min(x.shape[-2:]) else "replicate"
     padded = F.pad(x, (radius,) * 4, mode=mode)  # (B, C, H+k-1, W+k-1)
-    if side >= _FFT_FROM_PX:
+    # Off the CPU always by the FFT: convolutions may be computed in TF32 there, which shows in 8 bit.
+    if side >= _FFT_FROM_PX or x.device.type != "cpu":
         return _correlate_fft(padded, weight)
     channels = x.shape[1]
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-        return F.conv2d(padded, weight.expand(channels, 1, side, side), groups=channels)
+    return F.conv2d(padded, weight.expand(channels, 1, side, side), groups=channels)
 
 
 def _trim(kernel: Kernel) -> Kernel:

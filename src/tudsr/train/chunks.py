@@ -6,8 +6,7 @@ Both take any callable whose trainable parameters live inside it and which is de
 twice per window and relies on the same answer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,6 @@ from tudsr.windows import Window, WindowGrid
 Generate = Callable[[Tensor], Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor], object]
-NoSync = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,6 @@ def paper_loop(
     grid: WindowGrid,
     *,
     backward: Backward = torch.Tensor.backward,
-    no_sync: NoSync = nullcontext,
 ) -> ChunkResult:
     """Run forward and backward chunk by chunk, in raster order (variant A).
 
@@ -56,7 +53,6 @@ def paper_loop(
         chunk_loss: (sr chunk, gt chunk) -> scalar; divided here by the number of chunks.
         grid: from `chunk_grid`: no overlap, no padding.
         backward: called with each chunk's loss, e.g. `accelerator.backward`.
-        no_sync: makes a context that is entered for all chunks but the last, e.g. DDP's `no_sync`.
 
     Returns:
         The picture and one loss per chunk, already divided.
@@ -75,10 +71,7 @@ def paper_loop(
         extract(sr, grid, window).copy_(output.detach())
         return loss.detach()
 
-    losses = []
-    for window, context in sync_last_only(windows, no_sync):
-        with context:
-            losses.append(run_chunk(window))
+    losses = [run_chunk(window) for window in windows]
     return ChunkResult(sr=sr, losses=torch.stack(losses))
 
 
@@ -93,7 +86,6 @@ def exact_loop(
     crops: Sequence[Window] = (),
     batch: int = 1,
     backward: Backward = torch.Tensor.backward,
-    no_sync: NoSync = nullcontext,
 ) -> ChunkResult:
     """Back-propagate through the whole tiled generator with one window's graph at a time (variant B).
 
@@ -111,7 +103,6 @@ def exact_loop(
         crops: where crop_loss looks, in picture pixels, from `straddling_crops`; one graph at a time.
         batch: windows per call of generate in pass 1, which keeps no graph.
         backward: called once per window, e.g. `accelerator.backward`.
-        no_sync: makes a context that is entered for all windows but the last, e.g. DDP's `no_sync`.
 
     Returns:
         The blended picture, and the losses: the picture's, then each crop's divided by the number of crops.
@@ -129,21 +120,9 @@ def exact_loop(
         output = generate(extract(y, grid, window))
         backward((output.to(gradient.dtype) * share_of(gradient, grid, window)).sum())
 
-    for window, context in sync_last_only(grid.windows, no_sync):
-        with context:
-            run_window(window)
+    for window in grid.windows:
+        run_window(window)
     return ChunkResult(sr=sr, losses=losses)
-
-
-def sync_last_only(
-    windows: Sequence[Window], no_sync: NoSync
-) -> Iterator[tuple[Window, AbstractContextManager[object]]]:
-    """Pair every window with the context to run it in: `no_sync()` for all but the last.
-
-    Under DDP, gradients then cross the network once per picture, with the last chunk's backward.
-    """
-    for i, window in enumerate(windows):
-        yield window, (nullcontext() if i == len(windows) - 1 else no_sync())
 
 
 def straddling_crops(grid: WindowGrid, crop_px: int, count: int, rng: np.random.Generator) -> tuple[Window, ...]:

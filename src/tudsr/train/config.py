@@ -21,7 +21,8 @@ class TrainConfig(Settings):
 
     `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
     is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
-    adapter or the base itself learns; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
+    adapter or the base itself learns; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison
+    only (METHOD, «Losses»).
     """
 
     stage: Literal[0, 1, 2]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tudsr.checkpoint import atomic_path, write_text
-from tudsr.image import picture_from, write_picture
+from tudsr.image import Picture, write_picture
 
 
 class RunLog:
@@ -56,7 +56,7 @@ class RunLog:
         """Save a grid of pictures, (3, H, W) in [-1, 1]."""
         if grid.numel() == 0:
             return
-        write_picture(self.folder / "samples" / f"step_{step:06d}.png", picture_from(grid[None]))
+        write_picture(self.folder / "samples" / f"step_{step:06d}.png", Picture(pixels=grid[None].clamp(-1, 1)))
         if self._board is not None:
             self._board.add_image("samples", (grid.clamp(-1, 1) + 1) / 2, step)
 

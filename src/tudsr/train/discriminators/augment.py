@@ -33,14 +33,15 @@ class AugmentParams:
 def draw_params(batch: int, generator: torch.Generator) -> AugmentParams:
     """Draw for a batch of pictures.
 
-    The same number of values is drawn whatever the policy, so that a policy's change does not shift the random
-    stream of what follows.
+    The same number of values is drawn whatever the policy, picture after picture: two batches of four get what one of
+    eight would.
 
     Args:
         batch: number of pictures, B.
         generator: source of randomness; on any device.
     """
-    values = torch.rand(DRAWS, batch, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+    shape = (batch, DRAWS)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device).cpu().T  # (DRAWS, B)
     return AugmentParams(
         brightness=values[0],
         saturation=values[1],

@@ -16,8 +16,9 @@ class SpectralConv2d(nn.Conv2d):
     The norm is estimated by one power iteration per forward in training mode; it is computed outside autocast, since
     in bfloat16 the estimate would be off by up to a percent and the two vectors would stop converging.
 
-    Without the gain of 2 each layer of norm 1 with its LeakyReLU halves the signal or worse, and a net of six hardly
-    learns at all. The net remains Lipschitz, with a constant that is fixed beforehand.
+    The gain makes up for what a layer of norm 1 and its LeakyReLU take from a typical signal: at the start the logits
+    of `patch` vary by 0.3 to 0.5 with it and by 0.01 to 0.05 without. The net remains Lipschitz, with a constant that
+    is fixed beforehand.
 
     Source: Miyato et al., «Spectral Normalization for Generative Adversarial Networks», ICLR 2018.
     """

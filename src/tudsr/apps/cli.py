@@ -1,0 +1,158 @@
+"""The command `tudsr`. Only typer is imported here: torch and all else wait until a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tudsr import __version__
+from tudsr.errors import TudsrError
+
+app = typer.Typer(
+    help="Enlarge photographs x4, x8 and beyond by twice upsampling and diffusing (TUDSR).",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich's help takes longer to import than all the rest
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models", help="Make and check model folders.")
+
+Model = Annotated[str, typer.Option(help="Embedded name (tiny), model folder, or hub id (owner/name).")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+Dtype = Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the networks.")]
+Color = Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour fix against the input.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule one setting.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tudsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def upscale(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, and folders of pictures.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A file (for one input file) or a folder.")],
+    scale: Annotated[float | None, typer.Option(help="Ratio, at least 1.  [default: 8]")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Size of the output instead of a scale.")] = None,
+    model: Model = "tiny",
+    m: Annotated[float | None, typer.Option("--m", help="Ratio of stage 1 by hand.")] = None,
+    n: Annotated[float | None, typer.Option("--n", help="Ratio of stage 2 by hand.")] = None,
+    t1: Annotated[int | None, typer.Option(help="Timestep of stage 1.")] = None,
+    t2: Annotated[int | None, typer.Option(help="Timestep of stage 2.")] = None,
+    stage: Annotated[Literal["both", "1", "2"], typer.Option(help="One stage alone, for ablation.")] = "both",
+    tile_px: Annotated[int | None, typer.Option(help="Side of the windows.")] = None,
+    overlap_px: Annotated[int | None, typer.Option(help="Overlap of the windows.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows that run together.")] = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    color: Color = "wavelet",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+) -> None:
+    """Enlarge pictures and folders of pictures.
+
+    Folders are searched at every depth and their structure is kept. Exit code 0: all done; 1: some pictures of several
+    failed, each named on stderr; 2: nothing could be done.
+    """
+    from tudsr.apps.batch import plan_jobs
+
+    plan_jobs(inputs, output)  # a wrong path is said before torch takes seconds to import
+    from tudsr.apps.upscale import Run, make_request, upscale_all
+
+    names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px}
+    alone = stage if stage == "both" else int(stage)
+    request = make_request(scale, size, names | {"stage": alone, "color": color, "batch": batch})
+    run = Run(
+        model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
+        compare=compare,
+    )  # fmt: skip
+    raise typer.Exit(1 if upscale_all(inputs, output, request, run) else 0)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Embedded name, folder or hub id.")], as_json: AsJson = False
+) -> None:
+    """Say what a model is: its sizes, ratios, licence and training."""
+    from tudsr.apps.models import describe, describe_lines, to_json
+
+    facts = describe(model)
+    typer.echo(to_json(facts) if as_json else "\n".join(describe_lines(facts)))
+
+
+@models_app.command("init")
+def models_init(
+    name: Annotated[str, typer.Argument(help="Backbone: sd21 or tiny.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    base: Annotated[str | None, typer.Option(help="Folder or hub id of SD2.1-base.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="True shapes, random weights.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights on disk.")] = "fp32",
+) -> None:
+    """Make a TUDSR model folder from SD2.1-base, or with random weights."""
+    from tudsr.apps.models import init
+
+    typer.echo("\n".join(init(name, base, out, random_weights=random_weights, seed=seed, dtype=dtype)))
+
+
+@models_app.command("verify")
+def models_verify(model: Annotated[str, typer.Argument(help="Embedded name, folder or hub id.")]) -> None:
+    """Compare every weight file's SHA-256 with what tudsr.json lists."""
+    from tudsr.apps.models import verify
+
+    typer.echo("\n".join(verify(model)))
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of sharp photos.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    stage: Annotated[int, typer.Option(min=0, max=2, help="0: the prior of a small backbone; 1 or 2.")] = 1,
+    model: Model = "tiny",
+    config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
+    estimate_t: Annotated[bool, typer.Option("--estimate-t", help="Estimate the timestep and stop.")] = False,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More of --set.")] = None,
+) -> None:
+    """Train one stage of a model, or estimate the timestep that suits a degradation."""
+    from tudsr.apps.train import run_estimate, run_training
+    from tudsr.train.config import TrainConfig
+
+    wishes = [*(overrides or []), *(more or [])]
+    if estimate_t:
+        typer.echo("\n".join(run_estimate(model, data, out, wishes)))
+        return
+    settings = TrainConfig.assemble(stage=stage, model=model, data=data, out=out, file=config, overrides=wishes)
+    run_training(settings, resume=resume)
+    typer.echo(str(out / "model"))
+
+
+def main() -> None:
+    """Run the command; an error that the user can mend is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except TudsrError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a user sees of the work: a progress bar and lines on stderr, JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tudsr.apps.batch import Job
+
+_BYTES_PER_MB = 1_000_000
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished picture; sizes are (width, height) in pixels, seconds include reading and writing."""
+
+    input: str
+    output: str
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    seconds: float
+    peak_rss_mb: float
+    model: str
+    m: float
+    n: float
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def to_line(self) -> str:
+        """Return one line for people."""
+        (w, h), (out_w, out_h) = self.in_size, self.out_size
+        size = f"{w}x{h} → {out_w}x{out_h} (M {self.m:g}, N {self.n:g})"
+        return f"{self.input} → {self.output}: {size}, {self.seconds:.2f} s, peak {self.peak_rss_mb:.0f} MB"
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process so far, in MB of 10^6 bytes."""
+    if _STATUS.is_file():
+        # getrusage would also count what the parent process held when it started this one.
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024 / _BYTES_PER_MB
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / _BYTES_PER_MB
+
+
+class Reporter:
+    """Reports on a batch; a context manager that draws the progress bar.
+
+    Args:
+        jobs: all that will be worked on.
+        as_json: results go to stdout as JSON, one object a line, and nothing else does.
+        quiet: neither bar nor lines, only errors.
+    """
+
+    def __init__(self, jobs: list[Job], *, as_json: bool, quiet: bool) -> None:
+        self._as_json, self._quiet = as_json, quiet
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        crowded = as_json and sys.stdout.isatty()  # the bar would be drawn over the objects
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False,
+            disable=quiet or crowded or not self._console.is_terminal,
+        )  # fmt: skip
+        # A file's size foretells its share of the work, without opening it.
+        self._weights = {job: max(1, job.source.stat().st_size) for job in jobs}
+        self._task = self._bar.add_task("", total=sum(self._weights.values()))
+        self._base, self._number, self._count = 0, 0, len(jobs)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, job: Job) -> None:
+        """Show that a picture is being worked on."""
+        self._number += 1
+        self._bar.update(self._task, description=f"{self._number}/{self._count} {job.source.name}")
+
+    def windows(self, job: Job, done: int, total: int) -> None:
+        """Advance by windows of one picture."""
+        self._bar.update(self._task, completed=self._base + self._weights[job] * done / max(1, total))
+
+    def end(self, job: Job) -> None:
+        """Count a picture as dealt with, well or not."""
+        self._base += self._weights[job]
+        self._bar.update(self._task, completed=self._base)
+
+    def done(self, result: Result) -> None:
+        """Report a finished picture."""
+        if self._as_json:
+            sys.stdout.write(result.to_json() + "\n")
+            sys.stdout.flush()
+        self.note(result.to_line())
+
+    def note(self, line: str) -> None:
+        """Say something that is no error."""
+        if not self._quiet:
+            self._console.print(line)
+
+    def error(self, line: str) -> None:
+        """Say what went wrong with one picture, also when quiet."""
+        self._console.print(f"Error: {line}")
+
+
+@contextmanager
+def steps_bar(label: str, *, enabled: bool) -> Iterator[Progress]:
+    """Yield a started rich progress bar on stderr, with counts and ETA, for work of known length."""
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as bar:
+        yield bar

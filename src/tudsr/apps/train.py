@@ -1,0 +1,66 @@
+"""`tudsr train`: settings from the command line, a progress bar, the loop."""
+
+import os
+from pathlib import Path
+
+from tudsr.apps.report import steps_bar
+from tudsr.errors import ConfigError
+from tudsr.train.config import TrainConfig
+from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, Estimate, estimate
+from tudsr.train.loop import train
+
+_SHOWN = ("loss_g", "loss_d", "val_score")
+
+
+def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
+    """Train under a progress bar with ETA; of several processes only the first draws it.
+
+    Args:
+        config: the run.
+        resume: go on from where the folder's run stopped.
+
+    Returns:
+        The last figures.
+
+    Raises:
+        TudsrError: before any work, when something in the settings or the data cannot be used.
+    """
+    main_process = os.environ.get("RANK", "0") == "0"  # set by accelerate's and torch's launchers
+    with steps_bar(f"stage {config.stage}", enabled=main_process) as bar:
+        task = bar.add_task("", total=config.steps, figures="")
+
+        def progress(step: int, steps: int, figures: dict[str, float]) -> None:
+            shown = " ".join(f"{key} {float(figures[key]):.4g}" for key in _SHOWN if key in figures)
+            bar.update(task, completed=step, total=steps, figures=shown)
+
+        return train(config, resume=resume, progress=progress)
+
+
+def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> list[str]:
+    """Estimate the mid-timestep and return what to say.
+
+    Raises:
+        ConfigError: for an override other than scale, count and degradation.
+        ModelError, DataError: when the model or the photos cannot be used.
+    """
+    found = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]
+    return [*_lines(found), str(out / DATA_NAME), *([str(out / PLOT_NAME)] if (out / PLOT_NAME).is_file() else [])]
+
+
+def _estimate_options(overrides: list[str]) -> dict[str, float | int | str]:
+    kinds = {"scale": float, "count": int, "degradation": str}
+    options: dict[str, float | int | str] = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key not in kinds:
+            raise ConfigError(f"--set {override!r}: with --estimate-t the settings are {', '.join(kinds)}.")
+        try:
+            options[key] = kinds[key](text)
+        except ValueError as error:
+            raise ConfigError(f"--set {override!r}: {key} is a number.") from error
+    return options
+
+
+def _lines(found: Estimate) -> list[str]:
+    spread = f"{found.snr_db:.2f} ± {found.spread_db:.2f} dB over {found.count} pictures"
+    return [f"t = {found.t}: the LQ latents' SNR is {spread}"]

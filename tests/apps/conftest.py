@@ -1,0 +1,61 @@
+"""An honest stand-in for a model: real planning, bicubic enlargement."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tudsr
+from tudsr.image import Picture
+from tudsr.pipeline import Request
+from tudsr.planner import Plan, plan_passes
+from tudsr.resize import upsample
+
+
+class BicubicModel:
+    """Does what TUDSR does, with bicubic interpolation for a generator."""
+
+    config = SimpleNamespace(name="bicubic")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def plan(self, height: int, width: int, r: Request) -> Plan:
+        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
+
+    def upscale_picture(self, picture: Picture, request: Request, progress=None) -> Picture:
+        self.requests.append(request)
+        plan = self.plan(picture.height, picture.width, request)
+        if progress is not None:
+            progress(1, 2)
+            progress(2, 2)
+        alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width)
+        return replace(picture, pixels=upsample(picture.pixels, plan.height, plan.width), alpha=alpha)
+
+
+@pytest.fixture
+def bicubic(monkeypatch):
+    """Replace `tudsr.load`; the fixture is the model, with the load's arguments in `.loaded`."""
+    model = BicubicModel()
+
+    def load(*arguments):
+        model.loaded = arguments
+        return model
+
+    monkeypatch.setattr(tudsr, "load", load)
+    return model
+
+
+@pytest.fixture
+def photo():
+    """Return a function that writes a small noisy picture and returns its path."""
+
+    def write(path, width=12, height=8):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(values).save(path)
+        return path
+
+    return write

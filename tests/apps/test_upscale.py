@@ -1,0 +1,179 @@
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tudsr.apps.cli import app
+from tudsr.errors import ConfigError, InputError, ModelError
+
+FIELDS = {"input", "output", "in_size", "out_size", "seconds", "peak_rss_mb", "model", "m", "n"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["upscale", *map(str, arguments)])
+
+
+def objects(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_json_holds_one_true_object_and_nothing_else_is_on_stdout(bicubic, photo, tmp_path):
+    source, target = photo(tmp_path / "a b é.PNG"), tmp_path / "x.png"
+    result = run(source, "-o", target, "--json")
+    assert result.exit_code == 0, result.output
+    (found,) = objects(result)
+    assert set(found) == FIELDS
+    assert (found["input"], found["output"]) == (str(source), str(target))
+    assert (found["in_size"], found["out_size"]) == ([12, 8], [96, 64])
+    assert (found["model"], found["m"], found["n"]) == ("tiny", 4, 2)
+    assert 0 < found["seconds"] < 60
+    assert found["peak_rss_mb"] > 10
+    assert size(target) == (96, 64)
+
+
+def test_summary_line_goes_to_stderr(bicubic, photo, tmp_path):
+    result = run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--scale", 4)
+    assert result.stdout == ""
+    assert re.search(r"12x8 → 48x32 \(M 2, N 2\), [\d.]+ s, peak \d+ MB", result.stderr)
+
+
+def test_quiet_says_nothing(bicubic, photo, tmp_path):
+    assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "-q").output == ""
+
+
+def test_folder_keeps_structure_and_reports_each(bicubic, photo, tmp_path):
+    names = ["a.JPG", "deep/er/b c.png", "日本.webp"]
+    for name in names:
+        photo(tmp_path / "in" / name)
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--json", "--scale", "2.5")
+    assert sorted(o["input"] for o in objects(result)) == sorted(str(tmp_path / "in" / n) for n in names)
+    assert all(size(tmp_path / "out" / name) == (30, 20) for name in names)
+    assert all(o["out_size"] == [30, 20] for o in objects(result))
+
+
+def test_a_broken_picture_is_reported_and_the_rest_goes_on(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"not a picture")
+    photo(tmp_path / "in/c.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    assert [o["output"] for o in objects(result)] == [str(tmp_path / "out/a.png"), str(tmp_path / "out/c.png")]
+    assert "b.png" in result.stderr
+    assert "1 of 3 pictures could not be enlarged" in result.stderr
+    assert not (tmp_path / "out/b.png").exists()
+
+
+def test_a_broken_single_picture_is_an_error(bicubic, tmp_path):
+    (tmp_path / "b.png").write_bytes(b"not a picture")
+    assert isinstance(run(tmp_path / "b.png", "-o", tmp_path / "x.png").exception, InputError)
+
+
+def test_finished_outputs_are_kept_unless_overwrite(bicubic, photo, tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    photo(tmp_path / "out/a.png", 5, 5)
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    assert [o["input"] for o in objects(result)] == [str(tmp_path / "in/b.png")]
+    assert "exists already, not redone" in result.stderr
+    assert size(tmp_path / "out/a.png") == (5, 5)
+    assert len(objects(run(tmp_path / "in", "-o", tmp_path / "out", "--json", "--overwrite"))) == 2
+    assert size(tmp_path / "out/a.png") == (96, 64)
+
+
+def test_options_reach_the_model(bicubic, photo, tmp_path):
+    before = torch.get_num_threads()
+    source = photo(tmp_path / "a.png")
+    options = "--model M --device cpu --dtype bf16 --m 2 --n 1.5 --t1 9 --t2 8 --tile-px 64 --overlap-px 8 --batch 3"
+    try:
+        result = run(source, "-o", tmp_path / "x.png", *options.split(), "--color", "adain", "--threads", 1, "--json")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    (r,) = bicubic.requests
+    assert bicubic.loaded == ("M", "cpu", "bf16")
+    assert (r.scale, r.m, r.n, r.t1, r.t2, r.tile_px, r.overlap_px) == (None, 2, 1.5, 9, 8, 64, 8)
+    assert (r.batch, r.color, r.stage) == (3, "adain", "both")
+    assert objects(result)[0]["out_size"] == [36, 24]
+
+
+def test_size_is_width_by_height_and_stage_is_a_number(bicubic, photo, tmp_path):
+    run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--size", "50x40", "--stage", "1")
+    assert size(tmp_path / "x.png") == (50, 40)
+    assert bicubic.requests[0].stage == 1
+
+
+def test_too_small_a_size_fails_only_the_picture_it_is_too_small_for(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png", 100, 100)
+    photo(tmp_path / "in/b.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--size", "50x40", "--json")
+    assert result.exit_code == 1
+    assert [o["input"] for o in objects(result)] == [str(tmp_path / "in/b.png")]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        (["--scale", 0.5], InputError, "scale"),
+        (["--scale", "nan"], Exception, "scale"),
+        (["--scale", 8, "--size", "9x9"], InputError, "both given"),
+        (["--size", "9"], InputError, "WIDTHxHEIGHT"),
+        (["--size", "0x9"], InputError, "WIDTHxHEIGHT"),
+        (["--scale", 8, "--m", 2, "--n", 2], InputError, "do not make"),
+        (["--stage", 1, "--m", 2], InputError, "stage 1 alone"),
+        (["--t1", 1000], ConfigError, "t1"),
+        (["--tile-px", 0], ConfigError, "tile_px"),
+        (["--compare", "x"], InputError, "suffix"),
+    ],
+)
+def test_contradictions_are_refused_before_any_picture(options, error, says, bicubic, photo, tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out", *options)
+    assert isinstance(result.exception, error)
+    assert says in str(result.exception)
+    assert not (tmp_path / "out").exists()
+    assert bicubic.requests == []
+
+
+@pytest.mark.parametrize("options", [["--color", "x"], ["--batch", 0], ["--stage", 3], ["--device", "tpu"], ["--nope"]])
+def test_usage_errors_exit_2(options, photo, tmp_path):
+    assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", *options).exit_code == 2
+
+
+def test_unknown_model_is_said(photo, tmp_path):
+    result = run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--model", "nope")
+    assert isinstance(result.exception, ModelError)
+    assert "tiny" in str(result.exception)
+
+
+def test_compare_lays_bicubic_and_ours_side_by_side(bicubic, photo, tmp_path):
+    source = photo(tmp_path / "a.png", 40, 30)
+    result = run(source, "-o", tmp_path / "x.png", "--compare", tmp_path / "both.png", "--scale", 4)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "x.png") as ours:
+        header, gap = both.height - ours.height, both.width - 2 * ours.width
+        assert header > 0
+        assert gap > 0
+        left = both.crop((0, header, ours.width, both.height))
+        right = both.crop((ours.width + gap, header, both.width, both.height))
+        assert right.tobytes() == ours.tobytes()
+        assert left.tobytes() == ours.tobytes()  # the stand-in is bicubic itself
+        assert len(both.crop((0, 0, both.width, header)).getcolors(10_000)) > 2  # something is written there
+
+
+def test_compare_never_stands_on_input_output_or_many(bicubic, photo, tmp_path):
+    source, target = photo(tmp_path / "a.png"), tmp_path / "x.png"
+    assert "input or the output" in str(run(source, "-o", target, "--compare", source).exception)
+    assert "input or the output" in str(run(source, "-o", target, "--compare", target).exception)
+    photo(target)
+    assert "--overwrite" in str(run(source, "-o", target, "--compare", tmp_path / "c.png").exception)
+    assert "give one" in str(run(source, target, "-o", tmp_path / "o", "--compare", tmp_path / "c.png").exception)

@@ -1,0 +1,214 @@
+"""The pipeline: settings, plans, determinism, and what a plan does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tudsr.config import Settings
+from tudsr.data.degradation import (
+    PRESETS,
+    Degradation,
+    DegradationMix,
+    DegradationPlan,
+    DegradationStage,
+    RoundPlan,
+    apply_plan,
+    degrade,
+    degrade_batch,
+    draw_plan,
+)
+from tudsr.errors import ConfigError
+
+
+def _photos(batch: int, side_px: int) -> Tensor:
+    """Smooth pictures with some detail, (B, 3, side, side) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, 6, 6, generator=generator) * 1.6 - 0.8
+    smooth = torch.nn.functional.interpolate(coarse, size=(side_px, side_px), mode="bicubic")
+    return (smooth + 0.1 * torch.randn(batch, 3, side_px, side_px, generator=generator)).clamp(-1, 1)
+
+
+def _plans(preset: str, count: int) -> list[DegradationPlan]:
+    return [draw_plan(preset, np.random.default_rng((5, i))) for i in range(count)]
+
+
+def _round(**changes: object) -> RoundPlan:
+    """A round that does next to nothing: no blur, no resize, noise of 1e-6 levels, JPEG 100."""
+    harmless = RoundPlan(
+        kernel=None, resize=1.0, resize_mode="bicubic", noise="gaussian", noise_level=1e-6, noise_grey=False,
+        noise_seed=0, jpeg_quality=100,
+    )  # fmt: skip
+    return dataclasses.replace(harmless, **changes)
+
+
+def _plan(first: RoundPlan, second: RoundPlan, jpeg_last: bool = True) -> DegradationPlan:
+    return DegradationPlan(first=first, second=second, final_kernel=None, final_resize_mode="area", jpeg_last=jpeg_last)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [(16, 16), (9, 13), (64, 64)])
+def test_output_is_8_bit_of_the_size_asked_for(preset: str, size: tuple[int, int]) -> None:
+    gt = _photos(1, 64)[0]
+    for index in range(6):
+        lq = degrade(gt, *size, preset=preset, seed=1, index=index)
+        assert lq.shape == (3, *size)
+        assert lq.dtype == torch.float32
+        levels = (lq + 1) * 127.5
+        torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+        assert lq.min() >= -1
+        assert lq.max() <= 1
+
+
+def test_seed_and_index_decide() -> None:
+    gt = _photos(1, 48)[0]
+    one = degrade(gt, 12, 12, preset="light", seed=3, index=7)
+    assert torch.equal(one, degrade(gt, 12, 12, preset="light", seed=3, index=7))
+    assert not torch.equal(one, degrade(gt, 12, 12, preset="light", seed=3, index=8))
+    assert not torch.equal(one, degrade(gt, 12, 12, preset="light", seed=4, index=7))
+
+
+def test_global_random_state_is_neither_read_nor_moved() -> None:
+    gt = _photos(1, 48)[0]
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = degrade(gt, 12, 12, preset="heavy", seed=0, index=0)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert torch.equal(one, degrade(gt, 12, 12, preset="heavy", seed=0, index=0))
+
+
+def test_batch_equals_single_samples_in_any_order() -> None:
+    gt = _photos(4, 48)
+    mix = DegradationMix()
+    batch = degrade_batch(gt, 12, 12, preset=mix, seed=9, indices=[4, 0, 2, 11])
+    for row, index in enumerate([4, 0, 2, 11]):
+        assert torch.equal(batch[row], degrade(gt[row], 12, 12, preset=mix, seed=9, index=index))
+    turned = degrade_batch(gt.flip(0), 12, 12, preset=mix, seed=9, indices=[11, 2, 0, 4])
+    assert torch.equal(turned.flip(0), batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_device_changes_single_levels_only() -> None:
+    gt = _photos(4, 128)
+    here = degrade_batch(gt, 32, 32, preset="light", seed=0, indices=[0, 1, 2, 3])
+    there = degrade_batch(gt.cuda(), 32, 32, preset="light", seed=0, indices=[0, 1, 2, 3]).cpu()
+    assert ((here - there).abs() > 1.5 / 127.5).float().mean() < 0.01
+
+
+def test_light_is_milder_than_heavy() -> None:
+    gt = _photos(8, 64)
+    truth = torch.nn.functional.interpolate(gt, size=(16, 16), mode="area")
+    error = {
+        preset: (degrade_batch(gt, 16, 16, preset=preset, seed=0, indices=list(range(8))) - truth).abs().mean().item()
+        for preset in PRESETS
+    }
+    assert error["light"] < error["heavy"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_plans_keep_to_the_settings(preset: str) -> None:
+    spec, plans = PRESETS[preset], _plans(preset, 400)
+    for name in ("first", "second"):
+        stage: DegradationStage = getattr(spec, name)
+        rounds: list[RoundPlan] = [getattr(plan, name) for plan in plans]
+        _within([r.resize for r in rounds], stage.resize)
+        _within([r.jpeg_quality for r in rounds], stage.jpeg_quality)
+        for noise, bounds in (("gaussian", stage.noise_sigma), ("poisson", stage.poisson_scale)):
+            _within([r.noise_level for r in rounds if r.noise == noise], bounds)
+        _near([r.kernel is not None for r in rounds], stage.blur_prob)
+        _near([r.noise == "gaussian" for r in rounds], 0.5)
+        _near([r.noise_grey for r in rounds], 0.4)
+        _near([r.resize > 1 for r in rounds], stage.resize_probs[0])
+        _near([r.resize < 1 for r in rounds], stage.resize_probs[1])
+    _near([plan.final_kernel is not None for plan in plans], 0.8)
+    _near([plan.jpeg_last for plan in plans], 0.5)
+
+
+def _within(values: list[float], bounds: tuple[float, float]) -> None:
+    """All within, and 400 draws come close to both ends."""
+    low, high = bounds
+    assert low <= min(values) < low + 0.15 * (high - low)
+    assert high - 0.15 * (high - low) < max(values) <= high
+
+
+def _near(events: list[bool], probability: float) -> None:
+    """Within four standard deviations of 400 draws."""
+    assert abs(np.mean(events) - probability) <= 4 * 0.5 / 20
+
+
+def test_the_presets_are_those_of_the_method() -> None:
+    light, heavy = PRESETS["light"], PRESETS["heavy"]
+    assert (light.first.resize, light.second.resize) == ((0.3, 1.5), (0.6, 1.2))
+    assert (light.first.noise_sigma, light.second.noise_sigma) == ((1, 15), (1, 12))
+    assert (light.first.jpeg_quality, light.second.jpeg_quality) == ((60, 95), (60, 100))
+    assert (heavy.first.resize, heavy.second.resize) == ((0.15, 1.5), (0.3, 1.2))
+    assert (heavy.first.noise_sigma, heavy.second.noise_sigma) == ((1, 30), (1, 25))
+    assert (heavy.first.jpeg_quality, heavy.second.jpeg_quality) == ((30, 95), (30, 95))
+    assert (light.second.blur_prob, heavy.second.blur_prob) == (0.5, 0.8)
+
+
+def test_mix_draws_by_weight() -> None:
+    """JPEG below 60 tells heavy: (95 - 30 + 1 - 36) / 66 = 30 / 66 of its first rounds."""
+    mix = DegradationMix(weights={"light": 0.5, "heavy": 0.5})
+    plans = [draw_plan(mix, np.random.default_rng(i)) for i in range(400)]
+    _near([plan.first.jpeg_quality < 60 for plan in plans], 0.5 * 30 / 66)
+    only = [draw_plan(DegradationMix(weights={"light": 1.0}), np.random.default_rng(i)) for i in range(100)]
+    assert min(plan.first.jpeg_quality for plan in only) >= 60
+
+
+@pytest.mark.parametrize("jpeg_last", [True, False])
+def test_a_harmless_plan_is_the_mean_of_blocks(jpeg_last: bool) -> None:
+    gt = _photos(1, 32)[0].mean(dim=0, keepdim=True).expand(3, 32, 32)
+    second = _round(resize_mode="area")
+    lq = apply_plan(gt, 8, 8, _plan(_round(), second, jpeg_last))
+    truth = torch.nn.functional.avg_pool2d(gt[None], 4)[0]
+    assert (lq - truth).abs().max() < 3 / 127.5
+
+
+def test_each_operator_leaves_its_mark() -> None:
+    gt = _photos(1, 64)[0]
+    plain = apply_plan(gt, 64, 64, _plan(_round(), _round()))
+    box = np.full((7, 7), 1 / 49)
+    blurred = apply_plan(gt, 64, 64, _plan(_round(kernel=box), _round()))
+    assert _roughness(blurred) < 0.5 * _roughness(plain)
+    for noise in ("gaussian", "poisson"):
+        level = 20.0 if noise == "gaussian" else 2.0
+        noisy = apply_plan(gt, 64, 64, _plan(_round(noise=noise, noise_level=level), _round()))
+        assert _roughness(noisy) > 1.2 * _roughness(plain)
+    small = apply_plan(gt, 64, 64, _plan(_round(resize=0.25), _round()))
+    assert _roughness(small) < 0.7 * _roughness(plain)
+    crushed = apply_plan(gt, 64, 64, _plan(_round(jpeg_quality=5), _round()))
+    assert (crushed - plain).abs().mean() > 5 / 127.5
+    ringing = dataclasses.replace(_plan(_round(), _round()), final_kernel=box)
+    assert _roughness(apply_plan(gt, 64, 64, ringing)) < 0.5 * _roughness(plain)
+
+
+def _roughness(x: Tensor) -> float:
+    return x.diff(dim=-1).abs().mean().item()
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"'mild' is not a degradation; known ones: heavy, light"):
+        degrade(_photos(1, 16)[0], 4, 4, preset="mild", seed=0, index=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (DegradationMix, {"weights": {"mild": 1.0}}),
+        (DegradationMix, {"weights": {}}),
+        (DegradationMix, {"weights": {"light": -1.0, "heavy": 2.0}}),
+        (Degradation, PRESETS["light"].model_dump() | {"final_sinc_prob": 1.5}),
+        (DegradationStage, PRESETS["light"].first.model_dump() | {"resize": (1.1, 1.5)}),
+        (DegradationStage, PRESETS["light"].first.model_dump() | {"resize_probs": (0.5, 0.5, 0.5)}),
+        (DegradationStage, PRESETS["light"].first.model_dump() | {"jpeg_quality": (50, 101)}),
+        (DegradationStage, PRESETS["light"].first.model_dump() | {"noise_sigma": (5, 1)}),
+    ],
+)
+def test_bad_settings_are_refused(kind: type[Settings], values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        kind.parse(values, "test")

@@ -1,0 +1,123 @@
+"""Blur, resize and noise against scipy, Pillow, torch and closed forms."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+from scipy import ndimage, stats
+
+from tudsr.data.kernels import bivariate_kernel, sinc_kernel
+from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, poisson_quantile, resize_to
+
+
+def _random(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size_px", [3, 7, 9, 13, 21])
+@pytest.mark.parametrize("shape", [(40, 53), (24, 22)])
+def test_blur_is_scipys_with_reflected_borders(size_px: int, shape: tuple[int, int]) -> None:
+    """Small kernels take the direct path and large ones the FFT; an uneven kernel shows flips."""
+    kernel = np.random.default_rng(size_px).random((size_px, size_px))
+    kernel /= kernel.sum()
+    x = _random(*shape)
+    ours = blur(x, kernel)[0].numpy()
+    for channel in range(3):
+        reference = ndimage.correlate(x[0, channel].double().numpy(), kernel, mode="mirror")
+        np.testing.assert_allclose(ours[channel], reference, atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", [bivariate_kernel(21, 0.6, 0.9, 0.4), sinc_kernel(21, 2.0)], ids=["gauss", "sinc"])
+def test_trimming_does_not_show(kernel: np.ndarray) -> None:
+    x = _random(48, 48)
+    reference = ndimage.correlate(x[0, 0].double().numpy(), kernel, mode="mirror")
+    np.testing.assert_allclose(blur(x, kernel)[0, 0].numpy(), reference, atol=3e-6)
+
+
+def test_blur_of_a_picture_smaller_than_the_kernel_replicates_borders() -> None:
+    x = _random(4, 6)
+    kernel = bivariate_kernel(13, 2.0, 1.0, 0.3)
+    reference = ndimage.correlate(x[0, 0].double().numpy(), kernel, mode="nearest")
+    np.testing.assert_allclose(blur(x, kernel)[0, 0].numpy(), reference, atol=2e-6)
+
+
+def test_resize_area_is_the_mean_of_blocks() -> None:
+    x = _random(24, 36)
+    reference = x[0].numpy().reshape(3, 6, 4, 6, 6).mean(axis=(2, 4))
+    np.testing.assert_allclose(resize_to(x, 6, 6, "area")[0].numpy(), reference, atol=1e-6)
+
+
+def test_moderate_bilinear_resize_aliases_and_strong_one_does_not() -> None:
+    """Below a quarter the filter widens as Pillow's does; above, it takes the two nearest samples."""
+    x = _random(64, 64, 1)
+    moderate = resize_to(x, 32, 32, "bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(moderate, x[0, 0].numpy().reshape(32, 2, 32, 2).mean(axis=(1, 3)), atol=1e-6)
+    thirds = resize_to(x[..., :63, :63], 21, 21, "bilinear")[0, 0]
+    assert torch.allclose(thirds, x[0, 0, 1:63:3, 1:63:3], atol=1e-6)
+    pillow = Image.fromarray(x[0, 0].numpy()).resize((10, 10), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(resize_to(x, 10, 10, "bilinear")[0, 0].numpy(), np.asarray(pillow), atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "antialias"), [(40, False), (21, False), (9, True)])
+def test_bicubic_resize_is_torchs(side: int, antialias: bool) -> None:
+    x = _random(48, 48)
+    reference = F.interpolate(x, size=(side, side), mode="bicubic", align_corners=False, antialias=antialias)
+    assert torch.equal(resize_to(x, side, side, "bicubic"), reference)
+
+
+def test_gaussian_noise_has_its_deviation_and_independent_channels() -> None:
+    noise = (add_gaussian_noise(torch.full((1, 3, 256, 256), 0.5), 20.0, grey=False, seed=3) - 0.5)[0].numpy()
+    np.testing.assert_allclose(noise.std(axis=(1, 2)), 20 / 255, rtol=0.02)
+    np.testing.assert_allclose(noise.mean(axis=(1, 2)), 0, atol=3 * 20 / 255 / 256)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
+def test_grey_noise_is_the_same_in_all_channels(add: Callable[..., torch.Tensor]) -> None:
+    x = _random(32, 32)
+    noise = add(x, 1.5, grey=True, seed=1) - x
+    assert noise.abs().max() > 0
+    torch.testing.assert_close(noise[:, 0], noise[:, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(noise[:, 0], noise[:, 2], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_poisson_noise_has_variance_proportional_to_the_mean(scale: float) -> None:
+    """With all 256 levels in use the gain is 256, so at level k the variance is scale^2 (k / 255) / 256."""
+    levels = torch.arange(256.0).view(1, 1, 256, 1).expand(1, 3, 256, 400) / 255
+    noise = (add_poisson_noise(levels, scale, grey=False, seed=5) - levels)[0].double().numpy()
+    assert np.all(noise[:, 0] == 0)
+    variance = noise.var(axis=(0, 2))[1:]
+    expected = scale**2 * np.arange(1, 256) / 255 / 256
+    # 1200 draws a level: the variance's own deviation is about 4 % (more at low counts), of the mean ratio 0.3 %.
+    np.testing.assert_allclose(variance, expected, rtol=0.3)
+    assert (variance / expected).mean() == pytest.approx(1, abs=0.015)
+    assert np.abs(noise.mean(axis=(0, 2))[1:] / np.sqrt(expected)).max() < 5 / np.sqrt(1200)
+
+
+def test_poisson_gain_follows_the_levels_in_use() -> None:
+    """A flat picture uses one level: gain 1, so that its counts are whole numbers."""
+    flat = torch.full((1, 3, 64, 64), 102 / 255)
+    noisy = add_poisson_noise(flat, 1.0, grey=False, seed=2)
+    torch.testing.assert_close(noisy, noisy.round(), atol=1e-5, rtol=0)
+    assert noisy.var() == pytest.approx(0.4, rel=0.05)
+
+
+@pytest.mark.parametrize("rate", [0.3, 2.0, 7.7, 11.9, 12.1, 40.0, 255.0])
+def test_poisson_quantile_is_scipys(rate: float) -> None:
+    normal = torch.linspace(-3.5, 3.5, 401)
+    ours = poisson_quantile(normal, torch.full_like(normal, rate)).numpy()
+    reference = stats.poisson.ppf(stats.norm.cdf(normal.double().numpy()), rate)
+    assert np.abs(ours - reference).max() <= 1
+    assert (ours != reference).mean() < (0.01 if rate < 12 else 0.1)
+    assert np.all(np.diff(ours) >= 0)
+
+
+@pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
+def test_noise_follows_from_its_seed(add: Callable[..., torch.Tensor]) -> None:
+    x = _random(16, 16)
+    assert torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=7))
+    assert not torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=8))

@@ -1,0 +1,108 @@
+"""Atomic writes, hashes and safetensors with metadata."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tudsr.checkpoint import (
+    atomic_path,
+    load_tensors,
+    save_tensors,
+    sha256_file,
+    verify_hashes,
+    weight_hashes,
+    write_text,
+)
+from tudsr.errors import ModelError
+
+
+def test_a_file_appears_whole_in_a_new_folder(tmp_path: Path):
+    target = tmp_path / "a" / "b.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".txt"
+    assert target.read_text() == "half"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path):
+    target = tmp_path / "b.txt"
+    write_text(target, "old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("new, but")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_tensors_and_metadata_come_back(tmp_path: Path):
+    path = tmp_path / "x.safetensors"
+    turned = torch.arange(6.0).view(2, 3).t()  # not contiguous: safetensors itself would refuse it
+    tensors = {"a": turned, "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.ones(1, requires_grad=True)}
+    metadata = {"t": 200, "range": (1.0, 4.0), "lora": {"rank": 4}, "prompt": "", "flag": True}
+    save_tensors(path, tensors, metadata)
+    loaded, read = load_tensors(path)
+    assert read == metadata | {"range": [1.0, 4.0]}
+    assert loaded.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert loaded[key].dtype == value.dtype
+        assert torch.equal(loaded[key], value)
+
+
+def test_files_of_other_writers_keep_their_plain_text_metadata(tmp_path: Path):
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"format": "pt", "step": "7"})
+    assert load_tensors(tmp_path / "x.safetensors")[1] == {"format": "pt", "step": 7}
+    save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
+    assert load_tensors(tmp_path / "y.safetensors")[1] == {}
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.ckpt"])
+def test_a_pickle_is_refused_unread(tmp_path: Path, name: str):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    torch.save(Bomb(), tmp_path / name)
+    with pytest.raises(ModelError, match=r"only \.safetensors"):
+        load_tensors(tmp_path / name)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_missing_truncated_and_disguised_files_are_model_errors(tmp_path: Path):
+    good = tmp_path / "good.safetensors"
+    save_tensors(good, {"a": torch.ones(100)})
+    (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:-20])
+    torch.save({"a": torch.ones(1)}, tmp_path / "disguised.safetensors")
+    for name in ("none", "short", "disguised"):
+        with pytest.raises(ModelError, match=f"{name}.safetensors: not a readable"):
+            load_tensors(tmp_path / f"{name}.safetensors")
+
+
+def test_hashes_and_their_verification(tmp_path: Path):
+    for name in ("a.safetensors", "unet/b.safetensors", "unet/c.safetensors"):
+        save_tensors(tmp_path / name, {"w": torch.full((3,), float(len(name)))})
+    (tmp_path / ".d.1234.safetensors").write_bytes(b"left by a kill")
+    (tmp_path / "notes.txt").write_text("not a weight")
+    hashes = weight_hashes(tmp_path)
+    assert set(hashes) == {"a.safetensors", "unet/b.safetensors", "unet/c.safetensors"}
+    for name, digest in hashes.items():
+        assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == sha256_file(tmp_path / name)
+    assert verify_hashes(tmp_path, hashes) == []
+    save_tensors(tmp_path / "unet/b.safetensors", {"w": torch.zeros(3)})
+    (tmp_path / "a.safetensors").unlink()
+    del hashes["unet/c.safetensors"]
+    lines = verify_hashes(tmp_path, hashes)
+    assert len(lines) == 3
+    assert lines[0] == "a.safetensors: missing"
+    assert lines[1] == "unet/c.safetensors: not listed in tudsr.json"
+    assert lines[2].startswith("unet/b.safetensors: SHA-256 is ")

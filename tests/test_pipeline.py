@@ -1,0 +1,231 @@
+"""The pipeline: exact sizes, every kind of picture, windows, colour fixes, and what it leaves behind."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tudsr import lora
+from tudsr.color import COLOR_FIXES
+from tudsr.errors import ConfigError, InputError
+from tudsr.image import Picture, picture_from
+from tudsr.one_step import z0_from_prediction
+from tudsr.pipeline import TUDSR, Request, load
+from tudsr.resize import upsample
+from tudsr.stage import Stage, inference
+from tudsr.windows import WindowGrid
+
+
+@pytest.fixture(scope="module")
+def tudsr(model_folder) -> TUDSR:
+    return load(model_folder, device="cpu", dtype="fp32")
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def result(tudsr: TUDSR, picture: np.ndarray, **wishes) -> torch.Tensor:
+    return tudsr.upscale_picture(picture_from(picture), Request(**wishes)).pixels
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "out"),
+    [
+        (1, 1, 8, (8, 8)),
+        (1, 1, 1, (1, 1)),
+        (3, 1, 1.5, (5, 2)),
+        (7, 5, 3.3, (23, 17)),
+        (33, 17, 4, (132, 68)),
+        (13, 21, 1, (13, 21)),
+        (9, 11, 2.05, (18, 23)),
+        (5, 4, 17, (85, 68)),
+    ],
+)
+def test_output_sizes_are_exact(tudsr, height, width, scale, out):
+    enlarged = tudsr.upscale(noise(height, width), scale)
+    assert enlarged.shape == (*out, 3)
+    assert enlarged.dtype == np.uint8
+
+
+def test_the_default_is_eightfold_and_sizes_may_be_given(tudsr):
+    assert tudsr.upscale(noise(3, 5)).shape == (24, 40, 3)
+    assert tudsr.upscale(noise(10, 10), size=(31, 47)).shape == (31, 47, 3)
+    assert tudsr.upscale(noise(6, 5), m=2, n=1.5).shape == (18, 15, 3)
+    assert tudsr.upscale(noise(6, 5), 4, stage=2).shape == (24, 20, 3)
+
+
+def test_twice_upsampling_diffusion_by_hand(tudsr):
+    """M2N2 on one window each, computed through peft's own forward."""
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net = tudsr.model.backbone
+    wanted = x
+    for name, t in (("stage_1", 200), ("stage_2", 50)):
+        up = torch.nn.functional.interpolate(wanted, scale_factor=2, mode="bicubic")
+        canvas = torch.nn.functional.pad(up, (0, 32 - up.shape[3], 0, 32 - up.shape[2]), mode="replicate")
+        if up.shape[2] > 16:
+            canvas = torch.nn.functional.pad(up, (0, 32 - up.shape[3], 0, 32 - up.shape[2]), mode="reflect")
+        with torch.no_grad(), lora.switched(net.unet, name):
+            z = torch.nn.functional.pixel_unshuffle(canvas, 4) * 2
+            pred = net.unet(z, t, None).sample
+            z0 = z0_from_prediction(pred, z, net.alphas_cumprod[t], "epsilon")
+            wanted = torch.nn.functional.pixel_shuffle(z0 / 2, 4)[..., : up.shape[2], : up.shape[3]].clamp(-1, 1)
+    out = tudsr.upscale_picture(Picture(pixels=x), Request(scale=4, color="none")).pixels
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, wanted, rtol=0, atol=2e-5)
+
+
+def test_timesteps_by_hand_and_order_of_the_stages_matter(tudsr):
+    usual = result(tudsr, noise(8, 8), scale=4)
+    for wishes in ({"t1": 100}, {"t2": 100}, {"m": 4, "n": 1}, {"stage": 1}, {"stage": 2}):
+        other = result(tudsr, noise(8, 8), scale=4, **wishes)
+        assert (other - usual).abs().max() > 1e-3, wishes
+    assert torch.equal(result(tudsr, noise(8, 8), scale=4, t1=200, t2=50, m=2, n=2), usual)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P"])
+def test_pil_pictures(tudsr, mode):
+    image = Image.fromarray(noise(6, 9, 4), "RGBA").convert(mode)
+    out = tudsr.upscale(image, 2)
+    assert isinstance(out, Image.Image)
+    assert out.size == (18, 12)
+    assert out.mode == {"P": "RGB"}.get(mode, mode)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_numpy_pictures(tudsr, dtype, channels):
+    whole = noise(6, 9, channels or 1)
+    picture = whole / 255 if np.dtype(dtype).kind == "f" else whole.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    picture = picture.astype(dtype)[..., 0] if channels == 0 else picture.astype(dtype)
+    out = tudsr.upscale(picture, 1.5)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == dtype
+    assert out.shape == (9, 14, channels) if channels else (9, 14)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 9), (1, 3, 6, 9), (1, 1, 6, 9)])
+def test_torch_pictures(tudsr, shape):
+    out = tudsr.upscale(torch.rand(shape, generator=torch.Generator().manual_seed(0)), 2)
+    assert isinstance(out, torch.Tensor)
+    assert out.shape == (*shape[:-2], 12, 18)
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_all_kinds_get_the_same_pixels(tudsr):
+    picture = noise(7, 7)
+    out = tudsr.upscale(picture, 4)
+    assert np.array_equal(np.asarray(tudsr.upscale(Image.fromarray(picture), 4)), out)
+    as_float = tudsr.upscale(torch.from_numpy(picture / 255).movedim(-1, 0).float(), 4).movedim(0, -1).numpy()
+    assert np.abs(as_float * 255 - out).max() <= 0.51
+
+
+def test_alpha_is_enlarged_by_bicubic_and_does_not_touch_the_colours(tudsr):
+    picture = noise(6, 6, 4)
+    out = tudsr.upscale(picture, 4)
+    alpha = upsample(torch.from_numpy(picture[None, None, ..., 3] / 255).float(), 24, 24).clamp(0, 1)
+    assert np.abs(out[..., 3] - alpha[0, 0].numpy() * 255).max() <= 0.51
+    assert np.array_equal(out[..., :3], tudsr.upscale(picture[..., :3], 4))
+
+
+@pytest.mark.parametrize("batch", [2, 7])
+def test_batching_changes_nothing(tudsr, batch):
+    one = result(tudsr, noise(33, 29), scale=4)
+    assert (result(tudsr, noise(33, 29), scale=4, batch=batch) - one).abs().max() <= 1e-5
+
+
+def test_the_order_of_windows_changes_nothing(tudsr, monkeypatch):
+    one = result(tudsr, noise(33, 29), scale=4)
+    raster = WindowGrid.windows.fget
+    monkeypatch.setattr(WindowGrid, "windows", property(lambda grid: raster(grid)[::-1]))
+    assert (result(tudsr, noise(33, 29), scale=4) - one).abs().max() <= 1e-5
+
+
+def test_a_shifted_grid_makes_a_picture_of_the_same_size_that_differs_little(tudsr):
+    usual = result(tudsr, noise(33, 29), scale=4)
+    shifted = result(tudsr, noise(33, 29), scale=4, shift_px=16)
+    assert shifted.shape == usual.shape
+    difference = (shifted - usual).abs()
+    assert 0 < difference.mean() < 0.1
+    with pytest.raises(InputError, match="shift_px is 32"):
+        result(tudsr, noise(9, 9), scale=2, shift_px=32)
+
+
+@pytest.mark.parametrize("name", sorted(COLOR_FIXES))
+def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tudsr, name):
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.6
+    lq_up = upsample(x, 32, 32)
+    stage = Stage(tudsr.model.backbone, 200, "stage_1")
+    with inference(stage):
+        raw = stage(lq_up).clone()
+    wanted = COLOR_FIXES[name](raw, lq_up).clamp(-1, 1)
+    out = tudsr.upscale_picture(Picture(pixels=x), Request(scale=2, m=2, n=1, stage="both", color=name))
+    one_pass = tudsr.run_pass(x, tudsr.plan(16, 16, Request(scale=2, stage=1)).passes[0], Request(color=name))
+    torch.testing.assert_close(one_pass, wanted, rtol=0, atol=1e-5)
+    assert out.pixels.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"sclae": 4}, "'sclae' is not a setting"),
+        ({"color": "lab"}, "lab"),
+        ({"tile_px": 36}, "multiples of stride_px"),
+        ({"tile_px": 16}, "at most half of min_px"),
+        ({"overlap_px": 24}, "at most half of min_px"),
+        ({"tile_px": 0}, "tile_px"),
+        ({"t1": 1000}, "t1"),
+        ({"batch": 0}, "batch"),
+        ({"stage": 3}, "stage"),
+        ({"m": float("nan")}, "m:"),
+    ],
+)
+def test_options_that_cannot_be_used_are_config_errors(tudsr, wishes, words):
+    with pytest.raises(ConfigError, match=words):
+        tudsr.upscale(noise(4, 4), 2, **wishes)
+
+
+def test_an_unknown_colour_fix_is_refused_before_any_work(tudsr, monkeypatch):
+    monkeypatch.setattr(TUDSR, "run_pass", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ConfigError, match=r"lab.*wavelet"):
+        tudsr.upscale(noise(4, 4), 2, color="lab")
+
+
+def test_tiles_by_hand(tudsr):
+    out = result(tudsr, noise(20, 20), scale=4, tile_px=64, overlap_px=32)
+    assert out.shape[-2:] == (80, 80)
+    assert (out - result(tudsr, noise(20, 20), scale=4)).abs().max() > 0  # other windows, really
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_adapters_flags_and_mode_are_put_back(tudsr, monkeypatch, fails):
+    net = tudsr.model.backbone
+    layers = list(lora.layers(net.unet, "stage_1").values())
+    for i, p in enumerate(net.parameters()):
+        p.requires_grad_(i % 2 == 0)
+    active = [list(layer.active_adapters) for layer in layers]
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    net.train()
+    if fails:
+        monkeypatch.setattr(net, "decode", lambda z: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            tudsr.upscale(noise(4, 4), 4)
+    else:
+        tudsr.upscale(noise(4, 4), 4)
+    assert net.training
+    assert [p.requires_grad for p in net.parameters()] == [i % 2 == 0 for i in range(len(list(net.parameters())))]
+    assert [list(layer.active_adapters) for layer in layers] == active
+    assert all("forward" not in vars(layer) for layer in layers)
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+    net.requires_grad_(False).eval()
+
+
+def test_progress_counts_the_windows_of_all_passes(tudsr):
+    calls = []
+    tudsr.upscale(noise(20, 20), 4, progress=lambda done, total: calls.append((done, total)), batch=2)
+    total = calls[0][1]
+    plan = tudsr.plan(20, 20, Request(scale=4))
+    assert total == sum(len(tudsr._grid(step, Request(scale=4)).windows) for step in plan.passes) > 2
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (total, total)
