@@ -85,7 +85,7 @@ def test_timesteps_by_hand_and_order_of_the_stages_matter(tudsr):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P"])
 def test_pil_pictures(tudsr, mode):
-    image = Image.fromarray(noise(6, 9, 4), "RGBA").convert(mode)
+    image = Image.fromarray(noise(6, 9, 4)).convert("RGB" if mode == "P" else mode).convert(mode)
     out = tudsr.upscale(image, 2)
     assert isinstance(out, Image.Image)
     assert out.size == (18, 12)
@@ -158,12 +158,10 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
     lq_up = upsample(x, 32, 32)
     stage = Stage(tudsr.model.backbone, 200, "stage_1")
     with inference(stage):
-        raw = stage(lq_up).clone()
-    wanted = COLOR_FIXES[name](raw, lq_up).clamp(-1, 1)
-    out = tudsr.upscale_picture(Picture(pixels=x), Request(scale=2, m=2, n=1, stage="both", color=name))
+        raw = stage(lq_up)
+    wanted = COLOR_FIXES[name](raw.clone(), lq_up).clamp(-1, 1)
     one_pass = tudsr.run_pass(x, tudsr.plan(16, 16, Request(scale=2, stage=1)).passes[0], Request(color=name))
     torch.testing.assert_close(one_pass, wanted, rtol=0, atol=1e-5)
-    assert out.pixels.abs().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_options_that_cannot_be_used_are_config_errors(tudsr, wishes, words):
 
 def test_an_unknown_colour_fix_is_refused_before_any_work(tudsr, monkeypatch):
     monkeypatch.setattr(TUDSR, "run_pass", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(ConfigError, match=r"lab.*wavelet"):
+    with pytest.raises(ConfigError, match=r"wavelet, adain, none.*'lab'"):
         tudsr.upscale(noise(4, 4), 2, color="lab")
 
 

@@ -110,7 +110,7 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     unet = _load_part(UNet2DConditionModel, folder / "unet", dtype)
     vae = _load_part(_vae_class(folder / "vae"), folder / "vae", dtype)
     try:
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({error}).") from error
     prediction = scheduler.config.prediction_type
@@ -140,9 +140,14 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         came = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
         raise ModelError(f"{folder}: {came}; safetensors files are expected.")
     try:
-        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        net, info = kind.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({error}).") from error
+    if info["missing_keys"]:  # diffusers itself only warns
+        raise ModelError(f"{folder}: the weights of {min(info['missing_keys'])!r} and maybe others are missing.")
+    return net
 
 
 def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:

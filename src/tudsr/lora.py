@@ -7,6 +7,7 @@ W + scaling * B @ A (cheap in time: what inference uses, and what small models t
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def attach(unet: nn.Module, name: str, spec: LoraSpec) -> None:
         name: the adapter's name, one of STAGES.
         spec: rank, alpha, target module names.
     """
-    with _flags_kept(unet):
+    with _flags_kept(unet), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are the point
         config = LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, init_lora_weights="gaussian", target_modules=list(spec.targets)
         )

@@ -55,10 +55,11 @@ class Stage(nn.Module):
 @contextlib.contextmanager
 def inference(stage: Stage):  # noqa: ANN201 - a context manager
     """Run a stage for a picture: no gradient, its adapter merged once, train/eval mode put back."""
-    training = stage.training
+    modes = [(module, module.training) for module in stage.modules()]
     stage.eval()
     try:
         with torch.inference_mode(), stage.active("merged"):
             yield stage
     finally:
-        stage.train(training)
+        for module, mode in modes:
+            module.training = mode

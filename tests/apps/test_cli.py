@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -14,16 +13,36 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import tudsr as package
+from tudsr.apps.cli import main
 from tudsr.apps.report import peak_rss_mb
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 EMBEDDED = Path(str(resources.files("tudsr"))) / "weights/tiny/tudsr.json"
+RANDOM_SAID = "tiny with random weights (seed 0): its pictures mean nothing until it is trained.\nmy model\n"
 needs_tiny = pytest.mark.skipif(not EMBEDDED.is_file(), reason="the embedded model is not there")
 
 
 def tudsr(*arguments, **options):
     command = [sys.executable, "-m", "tudsr", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, **options)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Return a function that runs `main` here, in an empty folder: (exit code, stdout, stderr).
+
+    A process of its own would spend seconds on importing torch.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tudsr", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def test_help_imports_nothing_heavy():
@@ -49,47 +68,49 @@ def test_every_command_has_help(command):
 
 
 def test_version():
-    import tudsr as package
-
     assert tudsr("--version").stdout.strip() == f"tudsr {package.__version__}"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["upscale", "gone.png", "-o", "x.png"],
-        ["upscale"],
-        ["upscale", "--color", "pink"],
-        ["info", "nowhere"],
-        ["models", "init", "sd22", "--out", "x"],
-        ["models", "init", "tiny", "--out", "x"],
-        ["models", "verify", "nowhere"],
-        ["train", "--data", "nowhere", "--out", "x", "--model", "nowhere"],
-        ["train", "--data", "d", "--out", "x", "--estimate-t", "--set", "lr=1"],
-        ["nonsense"],
-    ],
-)
-def test_mistakes_are_sentences_and_exit_code_2(arguments, tmp_path):
-    result = tudsr(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert "Error: " in result.stderr
-    assert "Traceback" not in result.stderr
+MISTAKES = [
+    ["upscale", "gone.png", "-o", "x.png"],
+    ["upscale"],
+    ["upscale", "--color", "pink"],
+    ["info", "nowhere"],
+    ["models", "init", "sd22", "--out", "x"],
+    ["models", "init", "tiny", "--out", "x"],
+    ["models", "verify", "nowhere"],
+    ["train", "--data", "nowhere", "--out", "x", "--model", "nowhere"],
+    ["train", "--data", "d", "--out", "x", "--estimate-t", "--set", "lr=1"],
+    ["nonsense"],
+]
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistakes_are_sentences_and_exit_code_2(arguments, call, tmp_path):
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out == ""
+    assert "Error: " in err
+    assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
 
 
-def test_control_c_exits_130(tmp_path):
-    (tmp_path / "a.png").write_bytes((PHOTOS / "lake.webp").read_bytes())
-    code = (
-        "import os, signal, sys, tudsr\n"
-        "from tudsr.apps.cli import main\n"
-        "tudsr.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.argv = ['tudsr', 'upscale', 'a.png', '-o', 'x.png']\n"
-        "main()\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert result.returncode in (130, -signal.SIGINT)
-    assert "Traceback" not in result.stderr
+def test_a_mistake_in_a_real_process(tmp_path):
+    result = tudsr("upscale", "gone.png", "-o", "x.png", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "Error: gone.png: no such file or folder.\n"
+
+
+def test_control_c_exits_130(call, monkeypatch, tmp_path):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(package, "load", interrupted)
+    (tmp_path / "a.webp").write_bytes((PHOTOS / "lake.webp").read_bytes())
+    code, _, err = call("upscale", "a.webp", "-o", "x.png")
+    assert code == 130
+    assert "Traceback" not in err
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_peak_memory_is_this_process_own():
@@ -100,45 +121,30 @@ def test_peak_memory_is_this_process_own():
     assert 5 < child < 200
 
 
-@pytest.fixture(scope="module")
-def random_tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny random"
-    result = tudsr("models", "init", "tiny", "--random-weights", "--out", folder)
-    assert result.returncode == 0, result.stderr
-    assert str(folder) in result.stdout
-    return folder
-
-
-@pytest.mark.slow
-def test_a_model_is_made_told_and_verified(random_tiny, tmp_path):
-    facts = json.loads(tudsr("info", random_tiny, "--json").stdout)
+def test_a_model_is_made_told_verified_and_used(call, tmp_path):
+    assert call("models", "init", "tiny", "--random-weights", "--out", "my model")[:2] == (0, RANDOM_SAID)
+    assert call("models", "init", "tiny", "--random-weights", "--out", "my model")[0] == 2
+    facts = json.loads(call("info", "my model", "--json")[1])
     assert facts["name"] == "tiny"
     assert facts["parameters"]["unet/diffusion_pytorch_model.safetensors"] > 1e5
-    assert "windows" in tudsr("info", random_tiny).stdout
-    assert tudsr("models", "verify", random_tiny).returncode == 0
-    assert tudsr("models", "init", "tiny", "--random-weights", "--out", random_tiny).returncode == 2
-    copy = shutil.copytree(random_tiny, tmp_path / "copy")
-    weights = next(copy.rglob("*.safetensors"))
-    with weights.open("r+b") as file:
-        file.seek(-1, 2)
-        last = file.read(1)[0]
-        file.seek(-1, 2)
-        file.write(bytes([last ^ 1]))
-    damaged = tudsr("models", "verify", copy)
-    assert damaged.returncode == 2
-    assert weights.relative_to(copy).as_posix() in damaged.stderr
+    assert "windows" in call("info", "my model")[1]
+    assert call("models", "verify", "my model")[0] == 0
 
-
-@pytest.mark.slow
-def test_upscale_end_to_end_with_random_weights(random_tiny, tmp_path):
     with Image.open(PHOTOS / "lake.webp") as photo:
-        photo.resize((33, 21)).save(tmp_path / "Größe 1.PNG")
-    result = tudsr("upscale", "Größe 1.PNG", "-o", "out/", "--model", random_tiny, "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    (line,) = result.stdout.splitlines()
-    assert json.loads(line)["out_size"] == [264, 168]
-    with Image.open(tmp_path / "out/Größe 1.PNG") as picture:
+        photo.resize((33, 21)).save("Größe 1.PNG")
+    code, out, err = call("upscale", "Größe 1.PNG", "-o", "out/", "--model", "my model", "--json")
+    assert code == 0, err
+    assert json.loads(out)["out_size"] == [264, 168]
+    with Image.open("out/Größe 1.PNG") as picture:
         assert picture.size == (264, 168)
+
+    weights = Path("my model/unet/diffusion_pytorch_model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, _, err = call("models", "verify", "my model")
+    assert code == 2
+    assert "unet/diffusion_pytorch_model.safetensors: SHA-256" in err
 
 
 @needs_tiny

@@ -20,6 +20,7 @@ from tudsr.data.degradation import (
     degrade_batch,
     draw_plan,
 )
+from tudsr.data.jpeg import jpeg
 from tudsr.errors import ConfigError
 
 
@@ -185,6 +186,19 @@ def test_each_operator_leaves_its_mark() -> None:
     assert (crushed - plain).abs().mean() > 5 / 127.5
     ringing = dataclasses.replace(_plan(_round(), _round()), final_kernel=box)
     assert _roughness(apply_plan(gt, 64, 64, ringing)) < 0.5 * _roughness(plain)
+
+
+def test_the_last_jpeg_comes_before_or_after_the_last_resize() -> None:
+    """Afterwards, the 8x8 blocks lie on the output's grid: writing it once more changes little."""
+    gt = _photos(1, 64)[0]
+    rounds = _round(), _round(resize=0.6, jpeg_quality=10)
+    changes = {}
+    for last in (False, True):
+        lq = apply_plan(gt, 64, 64, _plan(*rounds, jpeg_last=last))
+        plain = apply_plan(gt, 64, 64, _plan(rounds[0], _round(resize=0.6), jpeg_last=last))
+        assert (lq - plain).abs().mean() > 3 / 127.5
+        changes[last] = (jpeg(lq[None] / 2 + 0.5, torch.tensor([10]))[0] * 2 - 1 - lq).abs().mean().item()
+    assert changes[True] < 0.5 * changes[False]
 
 
 def _roughness(x: Tensor) -> float:

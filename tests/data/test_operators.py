@@ -106,6 +106,13 @@ def test_poisson_gain_follows_the_levels_in_use() -> None:
     assert noisy.var() == pytest.approx(0.4, rel=0.05)
 
 
+def test_grey_poisson_noise_follows_the_luma() -> None:
+    """Flat pure red has luma .299 and gain 1, so that this is the variance too."""
+    red = torch.tensor((1.0, 0.0, 0.0)).view(1, 3, 1, 1).expand(1, 3, 128, 128)
+    noise = add_poisson_noise(red, 1.0, grey=True, seed=4) - red
+    assert noise[:, 1].var() == pytest.approx(0.299, rel=0.05)
+
+
 @pytest.mark.parametrize("rate", [0.3, 2.0, 7.7, 11.9, 12.1, 40.0, 255.0])
 def test_poisson_quantile_is_scipys(rate: float) -> None:
     normal = torch.linspace(-3.5, 3.5, 401)

@@ -144,14 +144,12 @@ def train(
 
 
 def main() -> None:
-    """Run the command; an error that the user can mend is one sentence on stderr and exit code 2."""
+    """Run the command; an error that the user can mend is one sentence on stderr and exit code 2 (Ctrl-C: 130)."""
     try:
         app()
     except TudsrError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

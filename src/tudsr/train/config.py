@@ -21,7 +21,8 @@ class TrainConfig(Settings):
 
     `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
     is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
-    adapter or the base itself learns; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison
+    adapter or the base itself learns; `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an
+    ea_dists over such features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison
     only (METHOD, «Losses»).
     """
 
@@ -66,6 +67,7 @@ class TrainConfig(Settings):
     init_discriminator: Path | None = None
     d_in_g_step: Literal["frozen", "contaminated"] = "frozen"
     weights_dir: Path | None = None
+    feature_model: str | None = None
 
     val_count: int = Field(default=12, ge=0)
     val_crop_px: int | None = Field(default=None, gt=0)
@@ -85,6 +87,8 @@ class TrainConfig(Settings):
             raise ValueError("stage 2 shares the base with stage 1: it trains its adapter only")
         if self.train == "base" and self.base_dtype != "fp32":
             raise ValueError("training the base needs base_dtype=fp32")
+        if self.stage > 0 and not (any(self.losses.values()) or self.loss_gan):
+            raise ValueError("there is no loss: give losses or loss_gan a weight")
         if self.crop_px % self.n:
             raise ValueError("crop_px must be a multiple of n")
         if self.d_in_g_step == "contaminated" and self.loop == "exact":

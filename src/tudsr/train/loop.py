@@ -65,7 +65,7 @@ class Trainer:
             parameter.requires_grad_(True)
         self.optimizers = {name: self._optimizer(name) for name in self.task.nets}
         self.ema = Ema(self.task.nets["g"], config.ema)
-        stride = self.model.config.windows.stride_px
+        stride = self.model.config.windows.stride_px * config.n  # stage 2's first pass makes side / n
         self.validation = Validation(self.val_photos, config, device, stride) if self.val_photos else None
         if resume and state_path.exists():
             self._restore(load_state(state_path))
@@ -169,7 +169,9 @@ class Trainer:
         with self.ema.applied():
             save_model(self.config.out / name, self.model, torch.bfloat16, record)
         if self.task.net_d is not None:
-            save_tensors(self.config.out / name / "discriminator.safetensors", self.task.net_d.trainable_state_dict())
+            # Not in the folder itself, whose weight files are all listed in its tudsr.json.
+            path = self.config.out / f"{name}_discriminator.safetensors"
+            save_tensors(path, self.task.net_d.trainable_state_dict())
 
     def _photos_hash(self) -> str:
         if not hasattr(self, "_hash"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tudsr import lora
 from tudsr.config import WindowRange
+from tudsr.errors import ConfigError
 from tudsr.folder import Model
 from tudsr.one_step import TARGET_OF
 from tudsr.stage import Stage
@@ -69,6 +70,7 @@ class PriorTask(Task):
     """
 
     def __init__(self, model: Model, config: TrainConfig, autocast: Autocast) -> None:
+        _window_px(config, model.config.windows)
         self.net, self.net_d, self.autocast = model.backbone, None, autocast
         base = [p for name, p in model.backbone.unet.named_parameters() if ".lora_" not in name]
         self.nets = {"g": base}
@@ -105,16 +107,16 @@ class GanTask(Task):
         own_adapter = None if config.train == "base" else f"stage_{config.stage}"
         self.first = Stage(net, settings.t1, "stage_1") if config.stage == 2 else None
         self.stage = Stage(net, settings.t2 if config.stage == 2 else settings.t1, own_adapter)
-        self.net_d = _discriminator(config).to(net.device)
+        self.net_d = _discriminator(config).to(net.device) if config.loss_gan else None
         self.grid = _grid(config, settings.windows)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         pixel = {k: v for k, v in config.losses.items() if k in PIXEL_LOSSES}
         deep = {k: v for k, v in config.losses.items() if k not in PIXEL_LOSSES}
-        self.pixel_losses = WeightedLosses(pixel, config.weights_dir, dtype).to(net.device)
-        self.deep_losses = WeightedLosses(deep, config.weights_dir, dtype).to(net.device)
+        self.pixel_losses = WeightedLosses(pixel).to(net.device)
+        self.deep_losses = WeightedLosses(deep, config.weights_dir, dtype, config.feature_model).to(net.device)
         base = [p for name, p in net.unet.named_parameters() if ".lora_" not in name]
         self.nets = {"g": base if own_adapter is None else lora.parameters(net.unet, own_adapter)}
-        if config.loss_gan:
+        if self.net_d is not None:
             self.nets["d"] = self.net_d.trainable_parameters()
         if config.gradient_checkpointing:
             net.unet.enable_gradient_checkpointing()
@@ -129,7 +131,7 @@ class GanTask(Task):
             y = self.stage_input(batch["lq"], gt.shape[-1])
         crops = self._crops(seed)
         result = self._generator_pass(y, gt, crops, share, seed, parts)
-        if self.config.loss_gan:
+        if self.net_d is not None:
             parts["loss_d"] = self._discriminator_pass(result.sr, gt, crops, share, seed)
         return parts
 
@@ -164,7 +166,7 @@ class GanTask(Task):
 
         def deep_loss(sr: Tensor, real: Tensor, count: int) -> Tensor:
             loss, found = self.deep_losses(sr, real)
-            if self.config.loss_gan:
+            if self.net_d is not None:
                 gan = adversarial_loss(self.net_d(sr, seed.torch(_STREAM_G)), REAL_LABEL)
                 loss, found = loss + self.config.loss_gan * gan, found | {"loss_g_gan": gan.detach()}
             note(found, count)
@@ -179,7 +181,8 @@ class GanTask(Task):
             (loss * share).backward()
 
         chunks = len(self.grid.windows)
-        keep_d = frozen(self.net_d) if self.config.d_in_g_step == "frozen" else nullcontext()
+        leave_d = self.net_d is not None and self.config.d_in_g_step == "frozen"
+        keep_d = frozen(self.net_d) if leave_d else nullcontext()
         with keep_d, self.autocast(), self.stage.active(self.config.lora_forward):
             if self.config.loop == "paper":
 
@@ -187,10 +190,15 @@ class GanTask(Task):
                     return pixel_loss(sr, real, chunks) + deep_loss(sr, real, chunks)
 
                 return paper_loop(self.stage, y, gt, chunk_loss, self.grid, backward=backward)
+
+            def crop_loss(sr: Tensor, real: Tensor) -> Tensor:
+                return deep_loss(sr, real, len(crops))
+
             has_pixel_loss = bool(self.pixel_losses.weights)
+            has_crop_loss = bool(self.deep_losses.weights) or self.net_d is not None
             return exact_loop(
                 self.stage, y, gt, pixel_loss if has_pixel_loss else None, self.grid,
-                crop_loss=lambda sr, real: deep_loss(sr, real, len(crops)), crops=crops, backward=backward,
+                crop_loss=crop_loss if has_crop_loss else None, crops=crops, backward=backward,
             )  # fmt: skip
 
     def _discriminator_pass(
@@ -218,14 +226,22 @@ def _discriminator(config: TrainConfig) -> Discriminator:
     return net_d
 
 
+def _window_px(config: TrainConfig, windows: WindowRange) -> int:
+    """Return R of this run, the side that the generator sees, or raise before it does."""
+    r_px, stride = config.crop_px // config.n, windows.stride_px
+    if r_px % stride:
+        raise ConfigError(f"crop_px / n is {r_px}; a multiple of this model's stride, {stride} px, is expected.")
+    return r_px
+
+
 def _grid(config: TrainConfig, windows: WindowRange) -> WindowGrid:
+    r_px, stride = _window_px(config, windows), windows.stride_px
     if config.loop == "paper":
         return chunk_grid(config.crop_px, config.n)
     # Windows of just over the chunk's side, so that n of them with their overlap cover the crop.
-    r_px = config.crop_px // config.n
-    most = r_px + -(-config.overlap_px // windows.stride_px) * windows.stride_px
-    own = WindowRange(min_px=r_px, max_px=most, stride_px=windows.stride_px, overlap_px=config.overlap_px)
-    return plan_windows(config.crop_px, config.crop_px, own)
+    most = r_px + -(-config.overlap_px // stride) * stride
+    fields = {"min_px": r_px, "max_px": most, "stride_px": stride, "overlap_px": config.overlap_px}
+    return plan_windows(config.crop_px, config.crop_px, WindowRange.parse(fields, "crop_px, n and overlap_px"))
 
 
 TASKS: dict[int, Callable[[Model, TrainConfig, Autocast], Task]] = {0: PriorTask, 1: GanTask, 2: GanTask}

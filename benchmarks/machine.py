@@ -1,0 +1,37 @@
+"""What every benchmark's JSON says about where it ran."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tudsr.checkpoint import write_text
+from tudsr.train.runlog import environment
+
+
+def describe() -> dict[str, Any]:
+    """Return machine, versions, commit and CPU model."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return environment() | {"cpu": cpu, "cores": torch.get_num_threads()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, minimum, maximum and count."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "runs": len(values),
+    }
+
+
+def write(path: Path | None, result: dict[str, Any]) -> None:
+    """Print a result and, with a path, keep it."""
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    print(text, end="")
+    if path is not None:
+        write_text(path, text)

@@ -1,0 +1,76 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tudsr import models
+from tudsr.apps import train as app
+from tudsr.apps.cli import main
+from tudsr.train.estimate_t import Estimate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "model"
+    models.init_random("tiny", folder)
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace the loop and the estimator by recorders."""
+    seen = []
+
+    def train(config, *, resume, progress):
+        for step in (1, 2):
+            progress(step, 2, {"loss_g": torch.tensor(0.5), "other": torch.tensor(1)})
+        seen.append((config, resume))
+        return {}
+
+    def estimate(*arguments, **options):
+        seen.append((arguments, options))
+        return Estimate(t=123, snr_db=10.0, spread_db=1.0, curve_db=torch.zeros(3), count=4)
+
+    monkeypatch.setattr(app, "train", train)
+    monkeypatch.setattr(app, "estimate", estimate)
+    return seen
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tudsr", "train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0
+
+
+def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "c.json"
+    file.write_text('{"steps": 7, "lr": 0.5, "batch": 3}')
+    out = tmp_path / "run"
+    options = ["--stage", 2, "--model", model, "--data", tmp_path, "--out", out, "--config", file, "--resume"]
+    assert run(monkeypatch, *options, "--set", "lr=0.25", "batch=5", "--set", "losses.mae=2") == 0
+    ((config, resume),) = calls
+    assert (config.stage, config.model, config.out, resume) == (2, model, out, True)
+    assert (config.steps, config.lr, config.batch, config.losses["mae"]) == (7, 0.25, 5, 2)
+    assert config.n == 2  # from the preset
+    assert capsys.readouterr().out == f"{out / 'model'}\n"
+
+
+@pytest.mark.parametrize("wish", ["nonsense=1", "steps", "steps=-1", "stage=3x"])
+def test_a_wrong_setting_stops_before_any_work(wish, model, calls, monkeypatch, tmp_path):
+    options = ["--stage", 1, "--model", model, "--data", tmp_path, "--out", tmp_path / "run", "--set", wish]
+    if wish == "stage=3x":
+        options[1] = "3"
+    assert run(monkeypatch, *options) == 2
+    assert calls == []
+
+
+def test_estimate_t_passes_its_settings_on(model, calls, monkeypatch, tmp_path, capsys):
+    wishes = ["--set", "scale=8", "count=5", "degradation=heavy"]
+    code = run(monkeypatch, "--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path / "t", *wishes)
+    assert code == 0
+    ((arguments, options),) = calls
+    assert arguments == (str(model), Path(tmp_path), tmp_path / "t")
+    assert options == {"scale": 8.0, "count": 5, "degradation": "heavy"}
+    assert capsys.readouterr().out.startswith("t = 123: the LQ latents' SNR is 10.00 ± 1.00 dB over 4 pictures\n")

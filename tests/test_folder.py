@@ -1,0 +1,213 @@
+"""Model folders: written, read, refused; diffusers reads their parts too."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+from tudsr import lora
+from tudsr.checkpoint import load_tensors, save_tensors, sha256_file
+from tudsr.errors import ConfigError, ModelError
+from tudsr.folder import find_model, load_model, save_model, verify_model
+from tudsr.stage import Stage, inference
+
+CPU = torch.device("cpu")
+UNET = "unet/diffusion_pytorch_model.safetensors"
+ADAPTER = "adapters/stage_1/pytorch_lora_weights.safetensors"
+
+
+def output(model, name: str) -> torch.Tensor:
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    stage = Stage(model.backbone, 200, name)
+    with inference(stage):
+        return stage(x)
+
+
+def load(folder: Path | str, dtype: torch.dtype = torch.float32):
+    return load_model(folder, CPU, dtype)
+
+
+@pytest.fixture
+def copy(model_folder, tmp_path) -> Path:
+    """Return a copy of the model that a test may spoil."""
+    return Path(shutil.copytree(model_folder, tmp_path / "copy"))
+
+
+def edit(folder: Path, **values) -> None:
+    path = folder / "tudsr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_model_comes_back_as_it_was(make_model, tmp_path, prediction_type):
+    model = make_model(seed=3, prediction_type=prediction_type)
+    written = save_model(tmp_path, model, torch.float32, {"stage": 1})
+    loaded = load(tmp_path)
+    for name in lora.STAGES:
+        torch.testing.assert_close(output(loaded, name), output(model, name), rtol=0, atol=1e-6)
+    assert loaded.config == written == model.config.model_copy(
+        update={"sha256": written.sha256, "training": [{"stage": 1}]}
+    )  # fmt: skip
+    assert loaded.backbone.prediction_type == prediction_type
+    assert not any(p.requires_grad for p in loaded.backbone.parameters())
+    assert not loaded.backbone.training
+
+
+def test_the_folder_holds_what_it_promises(model_folder):
+    index = json.loads((model_folder / "model_index.json").read_text())
+    assert index == {
+        "_class_name": "TUDSR",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["tudsr", "SpaceToDepth"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    config = json.loads((model_folder / "tudsr.json").read_text())
+    assert set(config["sha256"]) == {UNET, ADAPTER, ADAPTER.replace("1", "2")}
+    assert all(sha256_file(model_folder / name) == digest for name, digest in config["sha256"].items())
+    assert (config["format_version"], config["t1"], config["t2"], config["lora"]["rank"]) == (1, 200, 50, 4)
+    for name, t, span in (("stage_1", 200, [1.0, 4.0]), ("stage_2", 50, [1.0, 2.0])):
+        metadata = load_tensors(model_folder / "adapters" / name / lora.FILE_NAME)[1]
+        assert (metadata["stage"], metadata["t"], metadata["range"], metadata["prompt"]) == (name, t, span, "")
+        assert metadata["lora"] == config["lora"]
+        assert metadata["base_unet_sha256"] == config["sha256"][UNET]
+
+
+def test_diffusers_itself_reads_unet_adapter_and_scheduler(model_folder):
+    unet = UNet2DConditionModel.from_pretrained(model_folder / "unet", local_files_only=True)
+    scheduler = DDPMScheduler.from_pretrained(model_folder / "scheduler", local_files_only=True)
+    model = load(model_folder)
+    z = torch.randn(1, 48, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), lora.merged(model.backbone.unet, None):
+        torch.testing.assert_close(unet(z, 200, None).sample, model.backbone.predict(z, 200), rtol=0, atol=1e-5)
+    unet.load_lora_adapter(model_folder / "adapters" / "stage_2", prefix="unet", weight_name=lora.FILE_NAME)
+    with torch.no_grad(), lora.merged(model.backbone.unet, "stage_2"):
+        torch.testing.assert_close(unet(z, 50, None).sample, model.backbone.predict(z, 50), rtol=0, atol=1e-5)
+    assert torch.equal(scheduler.alphas_cumprod, model.backbone.alphas_cumprod)
+
+
+def test_an_autoencoder_with_weights_and_a_prompt(make_model, tmp_path):
+    model = make_model()
+    torch.manual_seed(0)
+    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    model.backbone.prompt_embeds = torch.randn(1, 3, 5)
+    save_model(tmp_path, model, torch.float32)
+    loaded = load(tmp_path, torch.bfloat16).backbone
+    assert isinstance(loaded.vae, AutoencoderKL)
+    assert loaded.vae.dtype == loaded.dtype == loaded.prompt_embeds.dtype == torch.bfloat16
+    assert torch.equal(loaded.prompt_embeds, model.backbone.prompt_embeds.bfloat16())
+    assert {p.dtype for p in lora.parameters(loaded.unet, "stage_1")} == {torch.float32}
+    assert torch.equal(loaded.vae.decoder.conv_in.weight, model.backbone.vae.decoder.conv_in.weight.bfloat16())
+
+
+def test_without_adapter_files_both_stages_are_the_bare_base(copy):
+    shutil.rmtree(copy / "adapters")
+    edit(copy, sha256={})
+    model = load(copy)
+    assert torch.equal(output(model, "stage_1"), output(model, "stage_2"))
+    assert (output(model, "stage_1") - output(load_model(copy, CPU, torch.float32), None)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", [UNET, ADAPTER])
+def test_a_changed_weight_file_is_refused(copy, name):
+    tensors, metadata = load_tensors(copy / name)
+    key = next(iter(tensors))
+    save_tensors(copy / name, tensors | {key: tensors[key] + 1}, metadata)
+    with pytest.raises(ModelError, match=f"{name}: its SHA-256 is not the one"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", [UNET, ADAPTER])
+def test_a_listed_file_that_is_gone_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(ModelError, match=f"{name}: missing, though tudsr.json lists it"):
+        load(copy)
+
+
+def test_a_pickle_is_refused(copy):
+    unet = copy / UNET
+    torch.save(load_tensors(unet)[0], unet.with_suffix(".bin"))
+    unet.unlink()
+    edit(copy, sha256={})
+    with pytest.raises(ModelError, match=r"unet: only pickles \(diffusion_pytorch_model.bin\), which can run code"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
+def test_a_missing_part_is_named(copy, part):
+    shutil.rmtree(copy / part)
+    edit(copy, sha256={})
+    with pytest.raises(ModelError, match=f"copy/{part}"):
+        load(copy)
+
+
+def test_weights_that_do_not_fill_the_unet_are_refused(copy):
+    tensors = load_tensors(copy / UNET)[0]
+    edit(copy, sha256={})
+    save_tensors(copy / UNET, {k: v for k, v in tensors.items() if not k.startswith("conv_out")})
+    with pytest.raises(ModelError, match="unet"):
+        load(copy)
+    save_tensors(copy / UNET, tensors | {"conv_out.weight": torch.zeros(3, 3, 3, 3)})
+    with pytest.raises(ModelError, match="unet"):
+        load(copy)
+    (copy / UNET).write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="unet"):
+        load(copy)
+
+
+def test_unknown_autoencoders_and_adapters_that_do_not_fit_are_refused(copy):
+    vae = copy / "vae/config.json"
+    good = vae.read_text()
+    vae.write_text(json.dumps(json.loads(good) | {"_class_name": "VQModel"}))
+    with pytest.raises(ModelError, match=r"'VQModel' is unknown.*SpaceToDepth"):
+        load(copy)
+    vae.write_text(good)
+    tensors, metadata = load_tensors(copy / ADAPTER)
+    save_tensors(copy / ADAPTER, dict(list(tensors.items())[1:]), metadata)
+    edit(copy, sha256={})
+    with pytest.raises(ModelError, match="does not fit this UNet"):
+        load(copy)
+
+
+def test_a_model_that_does_not_describe_itself_well_is_a_config_error(copy):
+    edit(copy, format_version=2)
+    with pytest.raises(ConfigError, match="format_version"):
+        load(copy)
+
+
+def test_names_that_lead_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(ModelError, match=r"'huge' is not there; accepted: tiny"):
+        find_model("huge")
+    with pytest.raises(ModelError, match="not a TUDSR model"):
+        find_model("plain")
+    with pytest.raises(ModelError, match="is not there"):
+        find_model("./no/where")
+    # The network is off in tests (see conftest.py).
+    with pytest.raises(ModelError, match="hub model 'nobody/nothing' could not be fetched"):
+        load("nobody/nothing")
+
+
+def test_find_model_by_path_and_by_embedded_name(model_folder):
+    assert find_model(str(model_folder)) == find_model(model_folder) == model_folder
+    assert find_model("tiny").parts[-3:] == ("tudsr", "weights", "tiny")
+
+
+def test_verify_lists_every_difference(copy):
+    assert verify_model(copy) == []
+    save_tensors(copy / UNET, {"a": torch.ones(1)})
+    (copy / ADAPTER).unlink()
+    save_tensors(copy / "unet/more.safetensors", {"a": torch.ones(1)})
+    lines = verify_model(copy)
+    assert len(lines) == 3
+    assert lines[:2] == [f"{ADAPTER}: missing", "unet/more.safetensors: not listed in tudsr.json"]
+    assert lines[2].startswith(f"{UNET}: SHA-256 is")
+
+
+def test_saving_again_over_a_model_leaves_a_good_one(make_model, copy):
+    save_model(copy, make_model(seed=8), torch.float32)
+    assert verify_model(copy) == []
+    torch.testing.assert_close(output(load(copy), "stage_1"), output(make_model(seed=8), "stage_1"), rtol=0, atol=1e-6)

@@ -1,0 +1,177 @@
+"""Making a model folder: with random weights, and from a base in diffusers' format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tudsr import backbones, models
+from tudsr.backbones import Blueprint, sd21
+from tudsr.backbones.blueprint import SD_SCHEDULE
+from tudsr.checkpoint import load_tensors, save_tensors, sha256_file
+from tudsr.errors import ConfigError, InputError, ModelError
+from tudsr.folder import load_model, verify_model
+
+WIDTH, TOKENS = 16, 7
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "attention_head_dim": (2, 4),
+    "cross_attention_dim": WIDTH,
+    "norm_num_groups": 8,
+    "use_linear_projection": True,
+}
+
+
+def small_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """Return a diffusers folder of SD's parts at toy size; tests that spoil it must put it back."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
+    small_vae().save_pretrained(folder / "vae")
+    DDPMScheduler(**SD_SCHEDULE).save_pretrained(folder / "scheduler")
+    write_tokenizer(folder / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=54, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=TOKENS, bos_token_id=52, eos_token_id=53,
+    )  # fmt: skip
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture
+def small_sd(monkeypatch):
+    """Make `sd21` mean the toy architecture."""
+    settings = sd21.blueprint().settings | {"lora": {"rank": 2, "alpha": 2}}
+    plan = Blueprint(unet=UNET, vae=small_vae, settings=settings, prompt_shape=(TOKENS, WIDTH))
+    monkeypatch.setitem(backbones.BACKBONES, "sd21", lambda: plan)
+
+
+def count(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_sd21_has_the_parameters_of_sd21():
+    plan = backbones.blueprint("sd21")
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**plan.unet), plan.vae()
+    assert count(unet) == 865_910_724
+    assert count(vae) == pytest.approx(83.65e6, abs=0.01e6)
+    assert plan.prompt_shape == (77, 1024)
+
+
+def test_tiny_with_random_weights(tmp_path):
+    config = models.init_random("tiny", tmp_path / "a", seed=1, dtype=torch.bfloat16)
+    assert verify_model(tmp_path / "a") == []
+    model = load_model(tmp_path / "a", torch.device("cpu"), torch.bfloat16)
+    assert model.config == config
+    assert (config.name, config.base_model, config.lora.rank) == ("tiny", "random weights", 64)
+    with torch.random.fork_rng():
+        models.init_random("tiny", tmp_path / "b", seed=1, dtype=torch.bfloat16)
+    assert config.sha256[UNET_FILE] == sha256_file(tmp_path / "b" / UNET_FILE)  # the seed says it all
+
+
+def test_places_and_names_that_cannot_be_used(tmp_path):
+    with pytest.raises(ConfigError, match=r"'sd15' is unknown; known ones: sd21, tiny"):
+        models.init_random("sd15", tmp_path / "new")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.png").touch()
+    for out in (tmp_path / "full", tmp_path / "full" / "photo.png"):
+        with pytest.raises(InputError, match="exists and is not empty"):
+            models.init_random("tiny", out)
+        with pytest.raises(InputError, match="exists and is not empty"):
+            models.init_sd21(tmp_path, out)
+
+
+def test_random_weights_of_a_design_with_a_prompt(small_sd, tmp_path):
+    models.init_random("sd21", tmp_path / "out")
+    prompt = load_tensors(tmp_path / "out" / "prompt.safetensors")[0]["prompt_embeds"]
+    assert prompt.shape == (1, TOKENS, WIDTH)
+    net = load_model(tmp_path / "out", torch.device("cpu"), torch.float32).backbone
+    assert net.predict(torch.zeros(2, 4, 8, 8), 200).shape == (2, 4, 8, 8)
+
+
+def test_a_base_becomes_a_model(small_sd, base, tmp_path):
+    config, verdict = models.init_sd21(base, tmp_path / "out")
+    assert verdict.startswith("Warning: the UNet's SHA-256")
+    assert sha256_file(base / UNET_FILE)[:12] in verdict
+    assert config.base_model == str(base)
+    assert verify_model(tmp_path / "out") == []
+    net = load_model(tmp_path / "out", torch.device("cpu"), torch.float32).backbone
+    plain = UNet2DConditionModel.from_pretrained(base / "unet")
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = plain(z, 200, encoder_hidden_states=net.prompt_embeds).sample
+        torch.testing.assert_close(net.predict(z, 200), wanted, rtol=0, atol=1e-5)
+
+
+def test_the_cached_prompt_is_the_text_encoders_empty_one(small_sd, base, tmp_path):
+    models.init_sd21(base, tmp_path / "out")
+    cached = load_tensors(tmp_path / "out" / "prompt.safetensors")[0]["prompt_embeds"]
+    tokens = torch.tensor([[52] + [53] * (TOKENS - 1)])  # start of text, then end of text as padding
+    with torch.no_grad():
+        wanted = CLIPTextModel.from_pretrained(base / "text_encoder")(tokens).last_hidden_state
+    assert cached.shape == (1, TOKENS, WIDTH)
+    torch.testing.assert_close(cached, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_base_of_another_shape_is_refused(base, tmp_path):
+    with pytest.raises(ModelError, match=r"unet: \w+ is .*, SD2.1-base has"):
+        models.init_sd21(base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_unets_hash_says(base, monkeypatch):
+    digest = sha256_file(base / UNET_FILE)
+    assert "not known" in models.identify_unet(base)
+    monkeypatch.setitem(sd21.KNOWN_UNETS, digest, "SD2.1-base, toy")
+    assert models.identify_unet(base) == "The UNet is known-good: SD2.1-base, toy."
+    monkeypatch.setitem(sd21.REFUSED_UNETS, digest, "SD 2.0")
+    with pytest.raises(ModelError, match="this is SD 2.0, not SD2.1-base"):
+        models.identify_unet(base)
+
+
+def test_a_base_with_missing_or_pickled_parts_is_refused(small_sd, tmp_path, base):
+    with pytest.raises(ModelError, match="text_encoder/ and tokenizer/ are needed"):
+        models.empty_prompt(tmp_path, torch.float32)
+    with pytest.raises(ModelError, match=r"missing; a diffusers folder with safetensors"):
+        models.init_sd21(tmp_path, tmp_path / "out")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match="unet/ holds: .*bin"):
+        models.init_sd21(tmp_path, tmp_path / "out")
+    save_tensors(tmp_path / UNET_FILE, {"a": torch.ones(1)})
+    for part in ("tokenizer", "text_encoder"):
+        (tmp_path / part).symlink_to(base / part)
+    with pytest.raises(ModelError, match="unet: UNet2DConditionModel cannot be loaded"):
+        models.init_sd21(tmp_path, tmp_path / "out")
+    with pytest.raises(ModelError, match="hub model 'nobody/nothing' could not be fetched"):
+        models.init_sd21("nobody/nothing", tmp_path / "out")

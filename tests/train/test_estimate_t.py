@@ -1,0 +1,72 @@
+"""The mid-timestep on data whose signal-to-noise ratio is known."""
+
+import json
+
+import pytest
+import torch
+
+from tudsr.errors import DataError
+from tudsr.train.estimate_t import estimate, match_snr
+
+
+def pairs(alpha_bar: float, count: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return (gt, lq) of equal size whose latents differ as much as noise at alpha_bar makes them differ."""
+    rng = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        gt, noise = torch.randn(2, 1, 3, 32, 32, generator=rng, dtype=torch.float64)
+        gt, noise = gt / gt.square().mean().sqrt(), noise / noise.square().mean().sqrt()
+        # The latent is twice the pixels; noise of unit variance on it, over alpha, is this on the pixels.
+        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 / 2
+        made.append(((gt * 0.4).float(), (gt * 0.4 + noise * sigma).float()))
+    return made
+
+
+@pytest.mark.parametrize("t", [20, 50, 200, 700])
+def test_the_right_t_comes_out(make_model, t):
+    net = make_model().backbone
+    found = match_snr(net, pairs(net.alphas_cumprod[t].item()))
+    assert abs(found.t - t) <= 1
+    assert found.count == 5
+    assert found.spread_db == pytest.approx(0, abs=1e-3)
+    assert found.curve_db[t].item() == pytest.approx(found.snr_db, abs=0.1)
+
+
+def test_the_curve_falls_and_its_value_is_the_schedules(make_model):
+    net = make_model().backbone
+    curve = match_snr(net, pairs(0.5, 1)).curve_db
+    assert curve.shape == (1000,)
+    assert (curve.diff() < 0).all()
+    alpha_bar = net.alphas_cumprod[200].item()
+    power = (2 * 0.4) ** 2
+    assert curve[200].item() == pytest.approx(10 * torch.tensor(power * alpha_bar / (1 - alpha_bar)).log10().item(), abs=1e-3)
+
+
+def test_the_mean_over_pictures_is_in_decibels(make_model):
+    net = make_model().backbone
+    near, far = (net.alphas_cumprod[t].item() for t in (50, 700))
+    levels = [match_snr(net, pairs(a, 1)).snr_db for a in (near, far)]
+    both = match_snr(net, pairs(near, 1) + pairs(far, 1))
+    assert both.snr_db == pytest.approx(sum(levels) / 2, abs=1e-4)
+    assert both.spread_db == pytest.approx(abs(levels[0] - levels[1]) / 2**0.5, abs=1e-3)
+
+
+def test_no_pictures_are_a_data_error(make_model):
+    with pytest.raises(DataError, match="no pictures"):
+        match_snr(make_model().backbone, [])
+
+
+def test_files_are_written(model_folder, photos, tmp_path):
+    found = estimate(model_folder, photos, tmp_path / "out", scale=4.0, count=3)
+    values = json.loads((tmp_path / "out" / "estimate_t.json").read_text())
+    assert (values["t"], values["pictures"], values["scale"]) == (found.t, 3, 4.0) == (found.t, found.count, 4.0)
+    assert 0 < found.t < 999
+    harder = estimate(model_folder, photos, tmp_path / "out", scale=8.0, count=3)
+    assert harder.t > found.t
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "out" / "estimate_t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_empty_folder_is_a_data_error(model_folder, tmp_path):
+    with pytest.raises(DataError, match="no photo found"):
+        estimate(model_folder, tmp_path, tmp_path / "out")

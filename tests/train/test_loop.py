@@ -1,0 +1,268 @@
+"""The training loop: what changes, what is written, what is refused, and what survives a kill."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tudsr.errors import ConfigError, DataError, ModelError
+from tudsr.folder import load_model, verify_model
+from tudsr.train import loop
+from tudsr.train.config import TrainConfig
+from tudsr.train.ema import Ema
+from tudsr.train.loop import Trainer, train
+from tudsr.train.runlog import load_state
+
+STAGE_2 = {"stage": 2, "crop_px": 64, "n": 2, "overlap_px": 16, "scales": {"fixed": {"8": 0.5, "4": 0.5}}}
+
+
+def lines(config: TrainConfig) -> list[dict]:
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def changed(trainer: Trainer, before: dict[str, torch.Tensor]) -> set[str]:
+    """Return which groups of weights are not what they were: stage_1, stage_2 or base."""
+    now = trainer.model.backbone.state_dict()
+    names = {name for name, value in now.items() if not torch.equal(value, before[name])}
+    return {next((s for s in ("stage_1", "stage_2") if f".{s}." in name), "base") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("changes", "learns"),
+    [
+        ({"stage": 0, "train": "base", "crop_px": 32}, {"base"}),
+        ({}, {"stage_1"}),
+        ({"train": "base"}, {"base"}),
+        ({"loop": "exact", "lora_forward": "switched", "accumulate": 2, "batch": 2}, {"stage_1"}),
+        (STAGE_2 | {"loss_gan": 0.0}, {"stage_2"}),
+        (STAGE_2 | {"loss_gan": 0.0, "loop": "exact", "loss_crop_px": 32, "init_adapter": "from_stage_1"}, {"stage_2"}),
+        (STAGE_2 | {"crop_px": 128, "loop": "exact", "loss_crop_px": 64, "loss_crops": 2}, {"stage_2"}),
+    ],
+)
+def test_each_stage_trains_its_own_weights(make_config, changes, learns):
+    config = make_config(**changes)
+    trainer = Trainer(config, resume=False)
+    before = {name: value.clone() for name, value in trainer.model.backbone.state_dict().items()}
+    if changes.get("init_adapter"):
+        before = load_model(config.model, torch.device("cpu"), torch.float32).backbone.state_dict()
+    net_d = trainer.task.net_d
+    first_d = None if net_d is None else [p.detach().clone() for p in net_d.trainable_parameters()]
+    figures = trainer.run(lambda *_: None)
+    assert changed(trainer, before) == learns
+    assert all(value == value for value in figures.values())  # no NaN
+    if net_d is not None:
+        assert all(not torch.equal(a, b) for a, b in zip(first_d, net_d.trainable_parameters(), strict=True))
+    assert [line["step"] for line in lines(config)] == [1, 2, 3]
+    assert verify_model(config.out / "model") == []
+
+
+def test_the_exported_model_is_the_average_and_carries_its_record(make_config):
+    config = make_config()
+    trainer = Trainer(config, resume=False)
+    trainer.run(lambda *_: None)
+    loaded = load_model(config.out / "model", torch.device("cpu"), torch.float32)
+    (record,) = loaded.config.training
+    assert (record["stage"], record["step"], record["photos"]) == (1, 3, 6)
+    assert len(record["photos_sha256"]) == 64
+    assert record["config"]["lr"] == 1e-3
+    assert not {"model", "data", "out"} & record["config"].keys()
+    with trainer.ema.applied():
+        wanted = {k: v.clone() for k, v in trainer.model.backbone.state_dict().items()}
+    for name, value in loaded.backbone.state_dict().items():
+        assert torch.equal(value, wanted[name].bfloat16().float()), name
+    assert json.loads((config.out / "config.json").read_text())["steps"] == 3
+    assert "torch" in json.loads((config.out / "environment.json").read_text())
+
+
+def test_the_best_model_stays_loadable_and_its_discriminator_starts_a_next_run(make_config, tmp_path, monkeypatch):
+    class Improving:
+        def __init__(self, *_) -> None:
+            self.score = 1.0
+
+        def run(self, _):
+            self.score -= 0.1
+            return {"val_score": self.score}, torch.zeros(3, 8, 8)
+
+    monkeypatch.setattr(loop, "Validation", Improving)  # the true one needs pretrained weights
+    config = make_config(val_count=1, val_every=1)
+    train(config)
+    assert verify_model(config.out / "best") == verify_model(config.out / "model") == []
+    (record,) = load_model(config.out / "best", torch.device("cpu"), torch.float32).config.training
+    assert record["figures"] == {"val_score": 0.7}
+    assert (config.out / "samples" / "step_000003.png").is_file()
+    saved = config.out / "best_discriminator.safetensors"
+    other = Trainer(make_config(out=tmp_path / "next", init_discriminator=saved), resume=False)
+    state = load_state(config.out / "state.pt")["discriminator"]
+    assert all(torch.equal(value, state[name]) for name, value in other.task.net_d.trainable_state_dict().items())
+
+
+def test_the_priors_validation_needs_no_pretrained_weights(make_config):
+    config = make_config(stage=0, train="base", crop_px=32, val_count=2, val_every=2, val_crop_px=70)
+    figures = train(config)
+    assert figures["val_prior"] == figures["val_score"] > 0
+    assert [line["step"] for line in lines(config) if "val_score" in line] == [2, 3]
+    assert (config.out / "best" / "tudsr.json").is_file()
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end(make_config):
+    trainer = Trainer(make_config(warmup=4, steps=24, lr_end=0.1), resume=False)
+    factors = []
+    for trainer.step in range(24):
+        factors.append(trainer._schedule())
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[14] == pytest.approx(1 - 0.9 * 10 / 20)
+    assert factors[23] == pytest.approx(0.1 + 0.9 / 20)
+    trainer.config = make_config(warmup=0, steps=24)
+    assert trainer._schedule() == 1.0
+
+
+def test_ema_by_hand():
+    p = nn.Parameter(torch.tensor([1.0]))
+    ema = Ema([p], decay=0.25)
+    wanted = 1.0
+    for step, value in enumerate((2.0, 3.0, 5.0, 7.0), start=1):
+        p.data.fill_(value)
+        ema.update()
+        decay = min(0.25, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * value
+    assert decay == 0.25  # the cap, reached at the third step
+    assert ema.average[0].item() == pytest.approx(wanted)
+    with ema.applied():
+        assert p.item() == pytest.approx(wanted)
+    assert p.item() == 7.0
+    other = Ema([nn.Parameter(torch.zeros(1))], decay=0.25)
+    other.load_state_dict(ema.state_dict())
+    assert (other.step, other.average[0].item()) == (4, ema.average[0].item())
+
+
+def test_a_broken_photo_met_on_the_way_is_skipped_and_counted(make_config, photos, tmp_path):
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    whole = tmp_path / "whole.jpg"
+    with Image.open(data / "photo_0.png") as photo:
+        photo.save(whole)
+    (data / "broken.jpg").write_bytes(whole.read_bytes()[:-900])  # its header is good
+    (data / "junk.png").write_bytes(b"no photo")
+    config = make_config(data=data, steps=14, stage=0, train="base", crop_px=32)
+    with pytest.warns(UserWarning, match=r"broken\.jpg.*skipped"):
+        figures = train(config)
+    assert figures["photos_skipped"] == 2  # two epochs of seven
+    assert lines(config)[0]["photos_left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"data": "nowhere"}, DataError, "a folder of photos is expected"),
+        ({"crop_px": 104}, DataError, r"none of 6 photos can be used.*below 104 px"),
+        ({"val_count": 6}, DataError, r"6 usable photos, but val_count=6"),
+        ({"model": "nowhere"}, ModelError, "'nowhere' is not there"),
+        ({"losses": {"psnr": 1.0}}, ConfigError, "not a known loss"),
+        ({"discriminator": "vgg"}, ConfigError, "Unknown discriminator"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(make_config, changes, error, words):
+    config = make_config(**changes)
+    with pytest.raises(error, match=words):
+        train(config)
+    assert not config.out.exists()
+
+
+def test_a_finished_run_is_not_overwritten_and_seeds_must_agree(make_config):
+    config = make_config(steps=1)
+    train(config)
+    with pytest.raises(ConfigError, match="holds a run already; add --resume"):
+        train(config)
+    with pytest.raises(ConfigError, match="seed is 5, but the run to resume was made with 0"):
+        train(make_config(steps=2, seed=5), resume=True)
+
+
+class Halt(Exception):
+    """Raised in the middle of a run."""
+
+
+def halt_at(step: int):
+    def progress(now: int, *_) -> None:
+        if now == step:
+            raise Halt
+
+    return progress
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    """Compare everything but times, bit for bit."""
+    first, second = (load_state(folder / "state.pt") for folder in (a, b))
+    for state in (first, second):
+        del state["seconds"]
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for path in sorted((a / "model").rglob("*.safetensors")):
+        assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
+
+
+def assert_no_duplicates(config: TrainConfig) -> None:
+    assert [line["step"] for line in lines(config)] == list(range(1, config.steps + 1))
+
+
+@pytest.mark.parametrize("changes", [{"batch": 2}, {"loop": "exact", "accumulate": 2}])
+def test_a_run_that_fails_and_resumes_ends_the_same(make_config, tmp_path, one_thread, changes):
+    changes = changes | {"steps": 7, "checkpoint_every": 2}
+    whole = make_config(out=tmp_path / "whole", **changes)
+    train(whole)
+    for step in (3, 6):
+        with pytest.raises(Halt):
+            train(make_config(**changes), resume=True, progress=halt_at(step))
+    config = make_config(**changes)
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # half a line, cut off by a kill
+    train(config, resume=True)
+    assert_same_end(whole.out, config.out)
+    assert_no_duplicates(config)
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from tudsr.train.config import TrainConfig
+from tudsr.train.loop import train
+torch.set_num_threads(1)
+train(TrainConfig.read(Path(sys.argv[1])), resume=True)
+"""
+
+
+def kill_at_random(config: TrainConfig, settings: Path, rng: random.Random) -> None:
+    """Start the run in a process of its own and SIGKILL it somewhere after its next checkpoint."""
+    state = config.out / "state.pt"
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(settings)])
+    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_killed_at_any_moment_and_resumed_ends_the_same(make_config, tmp_path, one_thread, workers):
+    changes = {"steps": 80, "checkpoint_every": 2, "batch": 2, "workers": workers}
+    whole = make_config(out=tmp_path / "whole", **changes)
+    train(whole)
+    config = make_config(**changes)
+    settings = tmp_path / "settings.json"
+    settings.write_text(config.to_json())
+    rng = random.Random(workers)
+    for _ in range(2):
+        kill_at_random(config, settings, rng)
+    assert 0 < load_state(config.out / "state.pt")["step"] < 80
+    train(config, resume=True)
+    assert_same_end(whole.out, config.out)
+    assert_no_duplicates(config)

@@ -1,0 +1,254 @@
+"""What one step learns: which parameters get gradients, which loop, and what D sees."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from tudsr import lora
+from tudsr.config import WindowRange
+from tudsr.errors import ConfigError
+from tudsr.stage import Stage
+from tudsr.tiling import tiled
+from tudsr.train.losses import REAL_LABEL, adversarial_loss
+from tudsr.train.tasks import TASKS, GanTask, PriorTask, Seed, seeded_adapters
+from tudsr.windows import plan_windows
+
+SEED = Seed(run=3, sample=17)
+STAGE_2 = {"stage": 2, "crop_px": 128, "n": 2, "loss_gan": 0.0}
+
+
+@pytest.fixture
+def make_task(make_model, make_config) -> Callable[..., GanTask | PriorTask]:
+    """Return a function (dtype, **settings) -> the task, its parameters set to learn as the trainer does."""
+
+    def make(dtype: torch.dtype = torch.float32, **changes):
+        torch.manual_seed(0)
+        config = make_config(**changes)
+        model = make_model(dtype=dtype)
+        task = TASKS[config.stage](model, config, nullcontext)
+        for parameters in task.nets.values():
+            for p in parameters:
+                p.requires_grad_(True)
+        if task.net_d is not None:
+            task.net_d.to(dtype)
+        return task
+
+    return make
+
+
+def batch(side: int, scale: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    gt, lq = (torch.rand(1, 3, s, s, generator=rng, dtype=torch.float64) * 2 - 1 for s in (side, side // scale))
+    return {"gt": gt.to(dtype), "lq": lq.to(dtype)}
+
+
+def flat_gradients(parameters: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in parameters])
+
+
+def learners(task: GanTask) -> set[str]:
+    net = task.stage.backbone
+    return {name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+@pytest.mark.parametrize("how", ["merged", "switched"])
+def test_stage_1_moves_lora_1_only(make_task, how):
+    task = make_task(lora_forward=how)
+    parts = task.accumulate(batch(64), 1.0, SEED)
+    assert {"loss_g_mae", "loss_g_gan", "loss_d"} == parts.keys()
+    assert all(torch.isfinite(value) for value in parts.values())
+    names = learners(task)
+    assert names
+    assert all(".stage_1." in name for name in names)
+    assert flat_gradients(task.nets["d"]).abs().max() > 0
+
+
+@pytest.mark.parametrize("loop", ["paper", "exact"])
+@pytest.mark.parametrize("how", ["merged", "switched"])
+def test_stage_2_moves_lora_2_only(make_task, loop, how):
+    task = make_task(**STAGE_2, loop=loop, lora_forward=how)
+    task.accumulate(batch(128), 1.0, SEED)
+    names = learners(task)
+    assert names
+    assert all(".stage_2." in name for name in names)
+
+
+def test_training_the_base_moves_the_base_only(make_task):
+    task = make_task(train="base", loss_gan=0.0)
+    task.accumulate(batch(64), 1.0, SEED)
+    names = learners(task)
+    assert names
+    assert not any(".lora_" in name for name in names)
+    assert task.stage.adapter is None
+
+
+def test_stage_2_starts_from_the_frozen_stage_1(make_task):
+    task = make_task(**STAGE_2)
+    lq = batch(128, 8)["lq"]
+    net = task.stage.backbone
+    with torch.no_grad(), lora.switched(net.unet, "stage_1"):
+        m = Stage(net, 200, "stage_1")(Stage.upsample(lq, 64, 64)).clamp(-1, 1)
+    y = task.stage_input(lq, 128)
+    assert not y.requires_grad
+    torch.testing.assert_close(y, Stage.upsample(m, 128, 128), rtol=0, atol=1e-5)
+    assert (task.stage.t, task.stage.adapter, task.first.t) == (50, "stage_2", 200)
+
+
+def test_stage_1_starts_from_bicubic_at_t1(make_task):
+    task = make_task()
+    lq = batch(64)["lq"]
+    assert torch.equal(task.stage_input(lq, 64), Stage.upsample(lq, 64, 64))
+    assert (task.stage.t, task.stage.adapter) == (200, "stage_1")
+
+
+def test_the_exact_loop_is_backpropagation_through_the_tiled_stage(make_task):
+    task = make_task(torch.float64, **STAGE_2, loop="exact", losses={"mse": 1.0})
+    data = batch(128, dtype=torch.float64)
+    y = task.stage_input(data["lq"], 128)
+    windows = WindowRange(min_px=64, max_px=80, stride_px=8, overlap_px=16)
+    with task.stage.active("merged"):
+        sr = tiled(task.stage, y, plan_windows(128, 128, windows))
+        (sr.float() - data["gt"].float()).square().mean().backward()
+    wanted = flat_gradients(task.nets["g"])
+    for p in task.nets["g"]:
+        p.grad = None
+    parts = task.accumulate(data, 0.5, SEED)
+    assert len(task.grid.windows) == 4
+    found = flat_gradients(task.nets["g"]) * 2
+    assert ((found - wanted).norm() / wanted.norm()).item() <= 1e-6  # the loss itself is computed in float32
+    assert parts["loss_g_mse"].item() == pytest.approx((sr.detach() - data["gt"]).square().mean().item(), rel=1e-5)
+
+
+def test_the_papers_loop_sums_its_chunks(make_task):
+    task = make_task(torch.float64, **STAGE_2, losses={"mse": 2.0})
+    data = batch(128, dtype=torch.float64)
+    y = task.stage_input(data["lq"], 128)
+    total = 0
+    with task.stage.active("merged"):
+        for top in (0, 64):
+            for left in (0, 64):
+                place = (..., slice(top, top + 64), slice(left, left + 64))
+                total = total + 2 * (task.stage(y[place]).float() - data["gt"][place].float()).square().mean() / 4
+        total.backward()
+    wanted = flat_gradients(task.nets["g"])
+    for p in task.nets["g"]:
+        p.grad = None
+    parts = task.accumulate(data, 1.0, SEED)
+    found = flat_gradients(task.nets["g"])
+    assert ((found - wanted).norm() / wanted.norm()).item() <= 1e-6
+    assert 2 * parts["loss_g_mse"].item() == pytest.approx(total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loop", "mode", "touched"),
+    [("paper", "frozen", False), ("exact", "frozen", False), ("paper", "contaminated", True)],
+)
+def test_the_generators_step_leaves_d_alone_unless_told_otherwise(make_task, monkeypatch, loop, mode, touched):
+    monkeypatch.setattr(GanTask, "_discriminator_pass", lambda *_: torch.zeros(()))
+    task = make_task(loop=loop, d_in_g_step=mode)
+    parts = task.accumulate(batch(64), 1.0, SEED)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.nets["d"]) is touched
+    assert all(p.requires_grad for p in task.nets["d"])
+    assert parts["loss_g_gan"] > 0
+    assert flat_gradients(task.nets["g"]).abs().max() > 0
+
+
+@pytest.mark.parametrize("loop", ["paper", "exact"])
+def test_the_gan_pulls_the_generator(make_task, loop):
+    plain = make_task(loop=loop, loss_gan=0.0)
+    pulled = make_task(loop=loop, loss_gan=0.5)
+    for task in (plain, pulled):
+        task.accumulate(batch(64), 1.0, SEED)
+    alone, both = flat_gradients(plain.nets["g"]), flat_gradients(pulled.nets["g"])
+    assert (alone - both).norm() > 1e-3 * alone.norm()
+
+
+def test_d_learns_from_detached_pictures(make_task):
+    task = make_task(losses={"mae": 1.0})
+    task.accumulate(batch(64), 1.0, SEED)
+    g = flat_gradients(task.nets["g"])
+    for p in task.nets["d"]:
+        p.grad = None
+    again = make_task(losses={"mae": 1.0})
+    again._discriminator_pass = lambda *_: torch.zeros(())
+    again.accumulate(batch(64), 1.0, SEED)
+    assert torch.equal(flat_gradients(again.nets["g"]), g)
+
+
+def test_the_prior_predicts_the_noise_with_the_bare_base(make_task):
+    task = make_task(stage=0, train="base")
+    gt = batch(64)["gt"]
+    generator = SEED.torch(11)
+    t = torch.randint(1000, (1,), generator=generator)
+    z0 = torch.nn.functional.pixel_unshuffle(gt, 4) * 2
+    noise = torch.randn(z0.shape, generator=generator)
+    alpha_bar = task.net.alphas_cumprod[t]
+    z = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * noise
+    with torch.no_grad(), lora.switched(task.net.unet, None):
+        wanted = (task.net.unet(z, t, None).sample - noise).square().mean()
+    parts = task.accumulate({"gt": gt}, 1.0, SEED)
+    assert parts["loss_prior"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    names = {name for name, p in task.net.named_parameters() if p.grad is not None}
+    assert names
+    assert not any(".lora_" in name for name in names)
+    assert torch.equal(task.restore(batch(64)["lq"], 64), Stage.upsample(batch(64)["lq"], 64, 64))
+
+
+def test_restore_is_the_stages_picture(make_task):
+    task = make_task(loss_gan=0.0)
+    lq = batch(64)["lq"]
+    with torch.no_grad(), lora.switched(task.stage.backbone.unet, "stage_1"):
+        wanted = task.stage(Stage.upsample(lq, 64, 64))
+    torch.testing.assert_close(task.restore(lq, 64), wanted, rtol=0, atol=1e-5)
+
+
+def test_randomness_is_the_runs_and_the_samples_alone():
+    draws = {
+        (run, sample, stream): torch.rand(1, generator=Seed(run, sample).torch(stream)).item()
+        for run in (0, 1)
+        for sample in (0, 1)
+        for stream in (11, 12)
+    }
+    assert len(set(draws.values())) == 8
+    assert torch.rand(1, generator=Seed(1, 1).torch(12)).item() == draws[1, 1, 12]
+    assert Seed(1, 2).numpy(3).random() == Seed(1, 2).numpy(3).random() != Seed(1, 3).numpy(3).random()
+
+
+def test_stage_2_may_start_from_lora_1(make_model, make_config):
+    model = make_model()
+    before = {k: v.clone() for k, v in lora.state(model.backbone.unet, "stage_2").items()}
+    seeded_adapters(model, make_config(**STAGE_2, init_adapter="keep"))
+    assert all(torch.equal(v, before[k]) for k, v in lora.state(model.backbone.unet, "stage_2").items())
+    seeded_adapters(model, make_config(**STAGE_2, init_adapter="from_stage_1"))
+    first = lora.state(model.backbone.unet, "stage_1")
+    assert all(torch.equal(v, first[k]) for k, v in lora.state(model.backbone.unet, "stage_2").items())
+
+
+def test_without_a_gan_there_is_no_discriminator(make_task):
+    task = make_task(loss_gan=0.0, discriminator="dinov3", discriminator_options={})  # gated weights: not to be built
+    assert task.net_d is None
+    assert task.nets.keys() == {"g"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"crop_px": 68}, "crop_px / n is 68; a multiple of this model's stride, 8 px"),
+        ({"stage": 0, "train": "base", "crop_px": 68}, "crop_px / n is 68"),
+        ({"loop": "exact", "n": 2, "overlap_px": 24}, "overlap_px.*at most half of min_px"),
+        ({"losses": {"psnr": 1.0}}, "'psnr' is not a known loss; known ones: .*mae"),
+        ({"discriminator": "vgg"}, "Unknown discriminator 'vgg'; known ones: dinov3"),
+        ({"discriminator_options": {"depth": 3}}, "no option 'depth'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_config_errors(make_task, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        make_task(**changes)
+
+
+def test_the_real_label_is_the_papers():
+    assert REAL_LABEL == 0.8
+    assert adversarial_loss([torch.zeros(1, 1, 2, 2)], REAL_LABEL).item() == pytest.approx(0.6931472)
