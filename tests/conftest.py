@@ -90,10 +90,10 @@ def synthetic_photo(height: int, width: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of six photos of 104x96 px, shared by all tests: never write into it."""
+    """Return a folder of six photos of 140x132 px, shared by all tests: never write into it."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(6):
-        Image.fromarray(synthetic_photo(96, 104, i)).save(folder / f"photo_{i}.png")
+        Image.fromarray(synthetic_photo(132, 140, i)).save(folder / f"photo_{i}.png")
     return folder
 
 

@@ -133,7 +133,7 @@ def test_b_of_zero_and_no_adapter_are_the_identity(kind, how):
         torch.testing.assert_close(run(net, picture()), wanted, rtol=1e-12, atol=1e-12)
 
 
-class Halt(Exception):
+class HaltError(Exception):
     """What a test raises inside."""
 
 
@@ -160,10 +160,10 @@ def test_everything_is_put_back_also_on_errors(kind, how, name, fails):
             assert [p.requires_grad for p in net.parameters()] == flags
             run(net, picture(torch.bfloat16))
             if fails:
-                raise Halt
+                raise HaltError
 
     if fails:
-        with pytest.raises(Halt):
+        with pytest.raises(HaltError):
             use()
     else:
         use()

@@ -1,6 +1,6 @@
-"""One process of the two that `test_ddp.py` starts: save the gradients of one step, before clipping.
+"""One process of the two that `test_ddp.py` starts: save the gradients of one step, with and without synchronisation.
 
-Usage: ddp_worker.py SETTINGS.json OUT.pt [--no-sync]
+Usage: ddp_worker.py SETTINGS.json OUT.pt
 """
 
 import sys
@@ -20,12 +20,13 @@ def doubled(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def step_gradients(config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Run one step in float64 and return each net's gradients as the clipping finds them."""
+    """Run one step in float64 and return each net's gradients as clipping finds them."""
     trainer = loop.Trainer(config, resume=False)
     trainer.model.backbone.double()
     # A spectral norm iterates at each forward in training mode, so that D itself would depend on how many pictures a
     # process sees.
     trainer.task.net_d.double().eval()
+    trainer.ema = loop.Ema(trainer.task.nets["g"], config.ema)
     found = []
 
     def note(parameters: list[torch.nn.Parameter], _: float) -> torch.Tensor:
@@ -37,11 +38,14 @@ def step_gradients(config: TrainConfig) -> dict[str, torch.Tensor]:
         trainer._one_step(doubled(trainer._batches()))
     finally:
         loop.nn.utils.clip_grad_norm_ = original
-    return dict(zip(trainer.task.nets, found, strict=True)) | {"processes": torch.tensor(trainer.accelerator.num_processes)}
+    return dict(zip(trainer.task.nets, found, strict=True)) | {
+        "processes": torch.tensor(trainer.accelerator.num_processes)
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if "--no-sync" in sys.argv:
-        loop.sync_gradients = lambda *_: None
-    torch.save(step_gradients(TrainConfig.read(Path(sys.argv[1]))), sys.argv[2])
+    settings = TrainConfig.read(Path(sys.argv[1]))
+    synced = step_gradients(settings)
+    loop.sync_gradients = lambda *_: None
+    torch.save({"synced": synced, "alone": step_gradients(settings)}, sys.argv[2])

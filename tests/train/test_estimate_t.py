@@ -39,7 +39,9 @@ def test_the_curve_falls_and_its_value_is_the_schedules(make_model):
     assert (curve.diff() < 0).all()
     alpha_bar = net.alphas_cumprod[200].item()
     power = (2 * 0.4) ** 2
-    assert curve[200].item() == pytest.approx(10 * torch.tensor(power * alpha_bar / (1 - alpha_bar)).log10().item(), abs=1e-3)
+    assert curve[200].item() == pytest.approx(
+        10 * torch.tensor(power * alpha_bar / (1 - alpha_bar)).log10().item(), abs=1e-3
+    )
 
 
 def test_the_mean_over_pictures_is_in_decibels(make_model):

@@ -21,7 +21,8 @@ class TrainConfig(Settings):
 
     `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
     is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
-    adapter or the base itself learns; `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an
+    adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a random
+    offset; `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an
     ea_dists over such features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison
     only (METHOD, «Losses»).
     """
@@ -49,6 +50,7 @@ class TrainConfig(Settings):
     overlap_px: int = Field(default=64, ge=0)
     loss_crop_px: int | None = Field(default=None, gt=1)
     loss_crops: int = Field(default=4, gt=0)
+    jitter_px: int = Field(default=8, ge=0)
     scales: Scales = Scales(fixed={4.0: 1.0})
     degradation: DegradationMix = DegradationMix()
     p_down: float = Field(default=0.25, ge=0, le=1)

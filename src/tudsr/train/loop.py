@@ -18,8 +18,9 @@ from tudsr.errors import ConfigError, DataError
 from tudsr.folder import load_model, save_model
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
+from tudsr.train.objective import Seed
 from tudsr.train.runlog import RunLog, commit, load_state, save_state
-from tudsr.train.tasks import TASKS, Seed, Task, seeded_adapters
+from tudsr.train.tasks import TASKS, Task, seeded_adapters
 from tudsr.train.validate import Validation
 
 STATE_NAME = "state.pt"
@@ -116,7 +117,8 @@ class Trainer:
         groups = range(self.step * per_step + acc.process_index, c.steps * per_step, acc.num_processes)
         indices = [list(range(g * c.batch, (g + 1) * c.batch)) for g in groups]
         yield from DataLoader(
-            dataset, batch_sampler=indices, num_workers=c.workers, worker_init_fn=_one_thread if c.workers else None
+            dataset, batch_sampler=indices, num_workers=c.workers, worker_init_fn=_one_thread if c.workers else None,
+            generator=torch.Generator(),  # else each start would draw from the global one, whose state is saved
         )  # fmt: skip
 
     def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:

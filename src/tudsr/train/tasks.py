@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tudsr import lora
+from tudsr.backbones import Backbone
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
 from tudsr.folder import Model
@@ -17,37 +16,24 @@ from tudsr.one_step import TARGET_OF
 from tudsr.stage import Stage
 from tudsr.train.chunks import ChunkResult, cut, exact_loop, paper_loop, straddling_crops
 from tudsr.train.config import TrainConfig
-from tudsr.train.discriminators import Discriminator, build_discriminator, frozen
-from tudsr.train.losses import REAL_LABEL, WeightedLosses, adversarial_loss, discriminator_loss
+from tudsr.train.discriminators import Discriminator, frozen
+from tudsr.train.objective import Figures, Objective, Seed
 from tudsr.windows import Window, WindowGrid, chunk_grid, plan_windows
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-PIXEL_LOSSES = ("mae", "mse")
-_STREAM_PRIOR, _STREAM_G, _STREAM_REAL, _STREAM_FAKE, _STREAM_CROPS = 11, 12, 13, 14, 15
-
-
-@dataclass(frozen=True)
-class Seed:
-    """Where a micro-step's randomness comes from: nothing else, so that a resumed run repeats it."""
-
-    run: int
-    sample: int
-
-    def torch(self, stream: int) -> torch.Generator:
-        """Return a CPU generator of its own for one use."""
-        mixed = np.random.SeedSequence((self.run, self.sample, stream)).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(mixed) % 2**63)
-
-    def numpy(self, stream: int) -> np.random.Generator:
-        """Return a NumPy generator of its own for one use."""
-        return np.random.default_rng((self.run, self.sample, stream))
+_STREAM_PRIOR, _STREAM_CROPS = 11, 15
 
 
 class Task(Protocol):
     """What the trainer needs of a stage."""
 
-    nets: dict[str, list[nn.Parameter]]
-    net_d: Discriminator | None
+    @property
+    def nets(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that learn: «g», and «d» where there is a discriminator."""
+
+    @property
+    def net_d(self) -> Discriminator | None:
+        """The discriminator, if there is one."""
 
     def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
         """Add one micro-batch's gradients, times share, to every net and return scalars to log."""
@@ -63,7 +49,7 @@ def seeded_adapters(model: Model, config: TrainConfig) -> None:
         lora.load_state(unet, "stage_2", lora.state(unet, "stage_1"), "adapter stage_1")
 
 
-class PriorTask(Task):
+class PriorTask:
     """Predict the noise (or v, or the sample) at every timestep on clean photos.
 
     Source: Ho et al. 2020, eq. 14, through the scheduler's own prediction_type.
@@ -72,8 +58,7 @@ class PriorTask(Task):
     def __init__(self, model: Model, config: TrainConfig, autocast: Autocast) -> None:
         _window_px(config, model.config.windows)
         self.net, self.net_d, self.autocast = model.backbone, None, autocast
-        base = [p for name, p in model.backbone.unet.named_parameters() if ".lora_" not in name]
-        self.nets = {"g": base}
+        self.nets = {"g": base_parameters(model.backbone)}
 
     def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
         """Add the gradients of the mean squared prediction error."""
@@ -98,7 +83,7 @@ class PriorTask(Task):
         return Stage.upsample(lq, side_px, side_px)
 
 
-class GanTask(Task):
+class GanTask:
     """The one-step GAN of stage 1 (one window) and stage 2 (looped chunks, LoRA-1 frozen)."""
 
     def __init__(self, model: Model, config: TrainConfig, autocast: Autocast) -> None:
@@ -107,15 +92,10 @@ class GanTask(Task):
         own_adapter = None if config.train == "base" else f"stage_{config.stage}"
         self.first = Stage(net, settings.t1, "stage_1") if config.stage == 2 else None
         self.stage = Stage(net, settings.t2 if config.stage == 2 else settings.t1, own_adapter)
-        self.net_d = _discriminator(config).to(net.device) if config.loss_gan else None
         self.grid = _grid(config, settings.windows)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        pixel = {k: v for k, v in config.losses.items() if k in PIXEL_LOSSES}
-        deep = {k: v for k, v in config.losses.items() if k not in PIXEL_LOSSES}
-        self.pixel_losses = WeightedLosses(pixel).to(net.device)
-        self.deep_losses = WeightedLosses(deep, config.weights_dir, dtype, config.feature_model).to(net.device)
-        base = [p for name, p in net.unet.named_parameters() if ".lora_" not in name]
-        self.nets = {"g": base if own_adapter is None else lora.parameters(net.unet, own_adapter)}
+        self.objective = Objective(config, net.device)
+        self.net_d = self.objective.net_d
+        self.nets = {"g": base_parameters(net) if own_adapter is None else lora.parameters(net.unet, own_adapter)}
         if self.net_d is not None:
             self.nets["d"] = self.net_d.trainable_parameters()
         if config.gradient_checkpointing:
@@ -125,15 +105,14 @@ class GanTask(Task):
 
     def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
         """Add G's gradients by the configured loop, then D's on the detached result."""
-        gt = batch["gt"]
-        parts: dict[str, Tensor] = {}
+        gt, figures = batch["gt"], Figures()
         with self.autocast():
             y = self.stage_input(batch["lq"], gt.shape[-1])
         crops = self._crops(seed)
-        result = self._generator_pass(y, gt, crops, share, seed, parts)
+        sr = self._generator_pass(y, gt, crops, share, seed, figures).sr
         if self.net_d is not None:
-            parts["loss_d"] = self._discriminator_pass(result.sr, gt, crops, share, seed)
-        return parts
+            self._discriminator_pass(sr, gt, crops, share, seed, figures)
+        return figures.means()
 
     def stage_input(self, lq: Tensor, side_px: int) -> Tensor:
         """Return the upsampled input of the stage that learns: in stage 2 the frozen stage 1 runs first."""
@@ -152,78 +131,50 @@ class GanTask(Task):
                 return self.stage(y).float()
 
     def _crops(self, seed: Seed) -> tuple[Window, ...]:
+        """Return where deep losses and D look: at each chunk, at random crops, or at the whole picture."""
         c = self.config
+        if c.loop == "paper":
+            return self.grid.windows
         if c.loss_crop_px is None:
             return (Window(y0=0, x0=0, y1=c.crop_px, x1=c.crop_px),)
         return straddling_crops(self.grid, c.loss_crop_px, c.loss_crops, seed.numpy(_STREAM_CROPS))
 
     def _generator_pass(
-        self, y: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, parts: dict[str, Tensor]
+        self, y: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, figures: Figures
     ) -> ChunkResult:
-        def note(found: dict[str, Tensor], count: int) -> None:
-            for key, value in found.items():
-                parts[key] = parts.get(key, 0) + value / count
+        def pixel(sr: Tensor, real: Tensor) -> Tensor:
+            return self.objective.pixel(sr, real, figures)
 
-        def deep_loss(sr: Tensor, real: Tensor, count: int) -> Tensor:
-            loss, found = self.deep_losses(sr, real)
-            if self.net_d is not None:
-                gan = adversarial_loss(self.net_d(sr, seed.torch(_STREAM_G)), REAL_LABEL)
-                loss, found = loss + self.config.loss_gan * gan, found | {"loss_g_gan": gan.detach()}
-            note(found, count)
-            return loss
-
-        def pixel_loss(sr: Tensor, real: Tensor, count: int = 1) -> Tensor:
-            loss, found = self.pixel_losses(sr, real)
-            note(found, count)
-            return loss
+        def deep(sr: Tensor, real: Tensor) -> Tensor:
+            return self.objective.deep(sr, real, figures, seed)
 
         def backward(loss: Tensor) -> None:
             (loss * share).backward()
 
-        chunks = len(self.grid.windows)
-        leave_d = self.net_d is not None and self.config.d_in_g_step == "frozen"
-        keep_d = frozen(self.net_d) if leave_d else nullcontext()
+        keep_d: AbstractContextManager[None] = nullcontext()
+        if self.net_d is not None and self.config.d_in_g_step == "frozen":
+            keep_d = frozen(self.net_d)
         with keep_d, self.autocast(), self.stage.active(self.config.lora_forward):
             if self.config.loop == "paper":
-
-                def chunk_loss(sr: Tensor, real: Tensor) -> Tensor:
-                    return pixel_loss(sr, real, chunks) + deep_loss(sr, real, chunks)
-
-                return paper_loop(self.stage, y, gt, chunk_loss, self.grid, backward=backward)
-
-            def crop_loss(sr: Tensor, real: Tensor) -> Tensor:
-                return deep_loss(sr, real, len(crops))
-
-            has_pixel_loss = bool(self.pixel_losses.weights)
-            has_crop_loss = bool(self.deep_losses.weights) or self.net_d is not None
+                both = lambda sr, real: pixel(sr, real) + deep(sr, real)  # noqa: E731 - short and local
+                return paper_loop(self.stage, y, gt, both, self.grid, backward=backward)
             return exact_loop(
-                self.stage, y, gt, pixel_loss if has_pixel_loss else None, self.grid,
-                crop_loss=crop_loss if has_crop_loss else None, crops=crops, backward=backward,
+                self.stage, y, gt, pixel if self.objective.has_pixel else None, self.grid,
+                crop_loss=deep if self.objective.has_deep else None, crops=crops, backward=backward,
             )  # fmt: skip
 
     def _discriminator_pass(
-        self, sr: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed
-    ) -> Tensor:
-        total = sr.new_zeros(())
-        places = self.grid.windows if self.config.loop == "paper" else crops
-        for window in places:
+        self, sr: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, figures: Figures
+    ) -> None:
+        for window in crops:
             with self.autocast():
-                real = self.net_d(cut(gt, window), seed.torch(_STREAM_REAL))
-                fake = self.net_d(cut(sr, window), seed.torch(_STREAM_FAKE))
-                loss = discriminator_loss(real, fake) / len(places)
-            (loss * share).backward()
-            total += loss.detach()
-        return total
+                loss = self.objective.discriminator(cut(sr, window), cut(gt, window), figures, seed)
+            (loss * share / len(crops)).backward()
 
 
-def _discriminator(config: TrainConfig) -> Discriminator:
-    # Initial weights come from torch's global generator, which the trainer has seeded.
-    net_d = build_discriminator(config.discriminator, **config.discriminator_options)
-    if config.init_discriminator is not None:
-        from tudsr.checkpoint import load_tensors
-
-        net_d.load_trainable_state_dict(load_tensors(config.init_discriminator)[0])
-    return net_d
+def base_parameters(net: Backbone) -> list[nn.Parameter]:
+    """Return the UNet's own parameters, without the adapters'."""
+    return [parameter for name, parameter in net.unet.named_parameters() if ".lora_" not in name]
 
 
 def _window_px(config: TrainConfig, windows: WindowRange) -> int:

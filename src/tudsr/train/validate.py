@@ -11,7 +11,8 @@ from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.stage import Stage
 from tudsr.train.config import TrainConfig
-from tudsr.train.tasks import PriorTask, Seed, Task
+from tudsr.train.objective import Seed
+from tudsr.train.tasks import PriorTask, Task
 
 _SHOWN = 6
 _PRIOR_ROUNDS = 4
