@@ -34,7 +34,7 @@ def pairs(photos: Path, lq: Path | None, scale: int, seed: int, limit: int) -> I
         height, width = gt.shape[-2] // scale, gt.shape[-1] // scale
         gt = gt[..., : height * scale, : width * scale]
         if lq is None:
-            yield path.stem, gt, degrade(gt[0], height, width, degradation="light", seed=seed, index=index)[None]
+            yield path.stem, gt, degrade(gt[0], height, width, preset="light", seed=seed, index=index)[None]
         elif path.stem in inputs:
             yield path.stem, gt, read_picture(inputs[path.stem]).pixels
 

@@ -61,7 +61,7 @@ def test_tensors_and_metadata_come_back(tmp_path: Path):
 
 def test_files_of_other_writers_keep_their_plain_text_metadata(tmp_path: Path):
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"format": "pt", "step": "7"})
-    assert load_tensors(tmp_path / "x.safetensors")[1] == {"format": "pt", "step": 7}
+    assert load_tensors(tmp_path / "x.safetensors")[1] == {"format": "pt", "step": "7"}
     save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
     assert load_tensors(tmp_path / "y.safetensors")[1] == {}
 

@@ -9,13 +9,14 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from tudsr import lora
-from tudsr.checkpoint import load_tensors, save_tensors, sha256_file
+from tudsr.checkpoint import load_tensors, save_tensors, sha256_file, weight_hashes
 from tudsr.errors import ConfigError, ModelError
 from tudsr.folder import find_model, load_model, save_model, verify_model
 from tudsr.stage import Stage, inference
 
 CPU = torch.device("cpu")
 UNET = "unet/diffusion_pytorch_model.safetensors"
+PROMPT = "prompt.safetensors"
 ADAPTER = "adapters/stage_1/pytorch_lora_weights.safetensors"
 
 
@@ -71,8 +72,10 @@ def test_the_folder_holds_what_it_promises(model_folder):
     for name, t, span in (("stage_1", 200, [1.0, 4.0]), ("stage_2", 50, [1.0, 2.0])):
         metadata = load_tensors(model_folder / "adapters" / name / lora.FILE_NAME)[1]
         assert (metadata["stage"], metadata["t"], metadata["range"], metadata["prompt"]) == (name, t, span, "")
-        assert metadata["lora"] == config["lora"]
+        targets = sorted(config["lora"]["targets"])  # peft keeps a set: the file has them in one order, always
+        assert metadata["lora"] == config["lora"] | {"targets": targets}
         assert metadata["base_unet_sha256"] == config["sha256"][UNET]
+        assert metadata["prompt_sha256"] == ""  # there is none
 
 
 def test_diffusers_itself_reads_unet_adapter_and_scheduler(model_folder):
@@ -93,7 +96,10 @@ def test_an_autoencoder_with_weights_and_a_prompt(make_model, tmp_path):
     torch.manual_seed(0)
     model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
     model.backbone.prompt_embeds = torch.randn(1, 3, 5)
-    save_model(tmp_path, model, torch.float32)
+    config = save_model(tmp_path, model, torch.float32)
+    for name in lora.STAGES:
+        metadata = load_tensors(tmp_path / "adapters" / name / lora.FILE_NAME)[1]
+        assert metadata["prompt_sha256"] == config.sha256["prompt.safetensors"] == sha256_file(tmp_path / PROMPT)
     loaded = load(tmp_path, torch.bfloat16).backbone
     assert isinstance(loaded.vae, AutoencoderKL)
     assert loaded.vae.dtype == loaded.dtype == loaded.prompt_embeds.dtype == torch.bfloat16
@@ -124,6 +130,39 @@ def test_a_listed_file_that_is_gone_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(ModelError, match=f"{name}: missing, though tudsr.json lists it"):
         load(copy)
+
+
+def relist(folder: Path) -> None:
+    """List the files as they are now, so that only their contents can be objected to."""
+    edit(folder, sha256=weight_hashes(folder))
+
+
+def test_an_adapter_of_another_base_is_refused(make_model, copy, tmp_path):
+    save_model(tmp_path / "other", make_model(seed=9), torch.float32)
+    shutil.copy(tmp_path / "other" / ADAPTER, copy / ADAPTER)
+    relist(copy)
+    with pytest.raises(ModelError, match=f"stage_1: this adapter was made for another base, whose {UNET} has"):
+        load(copy)
+
+
+@pytest.mark.parametrize("has_prompt", [True, False])
+def test_an_adapter_of_another_prompt_is_refused(copy, has_prompt):
+    tensors, metadata = load_tensors(copy / ADAPTER)
+    save_tensors(copy / ADAPTER, tensors, metadata | {"prompt_sha256": "ab" * 32})
+    if has_prompt:
+        save_tensors(copy / PROMPT, {"prompt_embeds": torch.zeros(1, 3, 5)})
+    relist(copy)
+    words = f"'s is {sha256_file(copy / PROMPT)[:12]}" if has_prompt else "'s is not there"
+    with pytest.raises(ModelError, match=f"another base, whose {PROMPT} has the SHA-256 abababababab…; .*{words}"):
+        load(copy)
+
+
+def test_an_adapter_that_does_not_say_its_base_is_taken(copy):
+    tensors, metadata = load_tensors(copy / ADAPTER)
+    silent = {key: value for key, value in metadata.items() if not key.endswith("_sha256")}
+    save_tensors(copy / ADAPTER, tensors, silent | {"prompt_sha256": ""})
+    relist(copy)
+    load(copy)
 
 
 def test_a_pickle_is_refused(copy):

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from tudsr import image_raster
 from tudsr.errors import InputError
 from tudsr.image import Picture, PictureInfo, check_output_path, picture_from, picture_like, read_picture, write_picture
+from tudsr.image_encode import check_size
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -616,6 +617,20 @@ def test_too_large_for_the_format(tmp_path):
     with pytest.raises(InputError, match="16383"):
         write_picture(tmp_path / "a.webp", picture)
     assert write_picture(tmp_path / "a.jpg", picture) == ()
+
+
+@pytest.mark.parametrize(("name", "side"), [("a.webp", 16383), ("a.jpg", 65500), ("a.PNG", 2**31 - 1)])
+def test_what_a_format_holds_can_be_asked_before_there_is_a_picture(name, side):
+    assert check_size(Path(name), side, 1).max_side == side
+    for size in ((side + 1, 1), (1, side + 1)):
+        with pytest.raises(InputError, match=f"{size[1]}x{size[0]} pixels came; .* at most {side} a side"):
+            check_size(Path(name), *size)
+
+
+def test_names_as_long_as_a_file_system_allows_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 251 + ".png")
+    write_picture(path, picture_from(noise(2, 2)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_folders_are_made_and_files_replaced(tmp_path):

@@ -19,8 +19,8 @@ LAYERS = [
     ["pipeline", "models"],
     ["stage", "folder", "presets"],
     ["backbones", "lora", "one_step", "tiling", "color", "perceptual", "data", "planner"],
-    ["windows", "resize", "image", "device", "checkpoint"],
-    ["config"],
+    ["windows", "resize", "image", "device"],
+    ["config", "checkpoint"],
     ["errors"],
 ]
 RANKS = {group: len(LAYERS) - number for number, row in enumerate(LAYERS) for group in row}

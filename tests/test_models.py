@@ -1,6 +1,8 @@
 """Making a model folder: with random weights, and from a base in diffusers' format."""
 
 import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -175,3 +177,50 @@ def test_a_base_with_missing_or_pickled_parts_is_refused(small_sd, tmp_path, bas
         models.init_sd21(tmp_path, tmp_path / "out")
     with pytest.raises(ModelError, match="hub model 'nobody/nothing' could not be fetched"):
         models.init_sd21("nobody/nothing", tmp_path / "out")
+
+
+def halve(folder: Path) -> Path:
+    """Rename all weights of a base to what diffusers calls the fp16 variant."""
+    for path in folder.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    return folder
+
+
+def test_a_base_with_fp16_variants_only(small_sd, base, tmp_path):
+    half = halve(Path(shutil.copytree(base, tmp_path / "half")))
+    config, verdict = models.init_sd21(half, tmp_path / "out")
+    assert verdict.startswith(f"Warning: the UNet's SHA-256 {sha256_file(base / UNET_FILE)[:12]}… is not known: fp16")
+    models.init_sd21(base, tmp_path / "plain")
+    assert UNET_FILE in config.sha256
+    assert {n: d for n, d in config.sha256.items() if "adapters" not in n} == {
+        n: sha256_file(tmp_path / "plain" / n) for n in config.sha256 if "adapters" not in n
+    }
+    assert "prompt.safetensors" in config.sha256
+
+
+@pytest.mark.parametrize("only_half", [False, True])
+def test_no_pickle_and_no_duplicate_is_fetched(small_sd, base, tmp_path, monkeypatch, only_half):
+    hub = Path(shutil.copytree(base, tmp_path / "hub"))
+    if only_half:
+        halve(hub)
+    else:
+        (hub / "unet/diffusion_pytorch_model.fp16.safetensors").touch()
+    wanted = {path.relative_to(hub).as_posix() for path in hub.rglob("*") if path.is_file() and path.stat().st_size}
+    extra = ["unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.bin",
+             "unet/diffusion_pytorch_model.non_ema.safetensors", "v2-1_512-ema-pruned.ckpt", "unet/x.json"]  # fmt: skip
+    for name in extra:
+        (hub / name).touch()
+
+    def download(hub_id, allow_patterns):
+        assert hub_id == "some/base"
+        for path in (path for path in hub.rglob("*") if path.is_file()):
+            name = path.relative_to(hub).as_posix()
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    models.init_sd21("some/base", tmp_path / "out")
+    cache = tmp_path / "cache"
+    assert {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()} == wanted

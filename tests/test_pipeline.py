@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 
 from tudsr import lora
+from tudsr.backbones import blueprint
 from tudsr.color import COLOR_FIXES
+from tudsr.config import WindowRange
 from tudsr.errors import ConfigError, InputError
 from tudsr.image import Picture, picture_from
 from tudsr.one_step import z0_from_prediction
-from tudsr.pipeline import TUDSR, Request, load
+from tudsr.pipeline import TUDSR, Request, _window_range, load
 from tudsr.resize import upsample
 from tudsr.stage import Stage, inference
 from tudsr.windows import WindowGrid
@@ -169,9 +171,10 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
     [
         ({"sclae": 4}, "'sclae' is not a setting"),
         ({"color": "lab"}, "lab"),
-        ({"tile_px": 36}, "multiples of stride_px"),
-        ({"tile_px": 16}, "at most half of min_px"),
-        ({"overlap_px": 24}, "at most half of min_px"),
+        ({"tile_px": 36}, "tile_px is 36; .* stride of 8 px .* from 32 px .* overlap of 16 px; nearest: 32 and 40"),
+        ({"tile_px": 16}, "tile_px is 16; .* from 32 px .*nearest: 32"),
+        ({"tile_px": 64, "overlap_px": 40}, "tile_px is 64; .* from 80 px with an overlap of 40 px; nearest: 80"),
+        ({"overlap_px": 40}, "overlap_px is 40; 0 to 32, .* accepted, or more with a tile_px of at least 80"),
         ({"tile_px": 0}, "tile_px"),
         ({"t1": 1000}, "t1"),
         ({"batch": 0}, "batch"),
@@ -194,6 +197,51 @@ def test_tiles_by_hand(tudsr):
     out = result(tudsr, noise(20, 20), scale=4, tile_px=64, overlap_px=32)
     assert out.shape[-2:] == (80, 80)
     assert (out - result(tudsr, noise(20, 20), scale=4)).abs().max() > 0  # other windows, really
+
+
+@pytest.mark.parametrize(("overlap_px", "least"), [(0, 32), (16, 32), (20, 40), (24, 48), (32, 64)])
+def test_an_overlap_alone_takes_windows_that_are_large_enough_for_it(tudsr, overlap_px, least):
+    request = Request(scale=4, overlap_px=overlap_px)
+    step = tudsr.plan(40, 9, request).passes[-1]  # 160 x 36 px
+    grid = tudsr._grid(step, request)
+    assert min(grid.window_h, grid.window_w) >= least
+    assert grid.window_w == max(40, least)
+    assert all(a + grid.window_h - b >= overlap_px for a, b in zip(grid.ys, grid.ys[1:], strict=False))
+    assert len(grid.ys) > 1
+
+
+def test_the_embedded_models_windows_take_an_overlap_of_64():
+    tiny = WindowRange.parse(blueprint("tiny").settings["windows"], "tiny")
+    assert _window_range(tiny, None, 64) == tiny.model_copy(update={"min_px": 128, "overlap_px": 64})
+    with pytest.raises(ConfigError, match="tile_px is 300; .* stride of 16 px .*; nearest: 288 and 304"):
+        _window_range(tiny, 300, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        ({}, 8),
+        ({"m": 2}, 8),
+        ({"n": 4, "m": None, "size": None}, 8),
+        ({"scale": None, "size": None, "m": None, "n": None}, 8),
+        ({"scale": 3, "m": 1.5}, 3),
+        ({"size": (9, 9)}, None),
+        ({"m": 2, "n": 2}, None),
+    ],
+)
+def test_eightfold_unless_scale_or_size_or_both_ratios_are_given(tudsr, monkeypatch, options, scale):
+    assert Request.of(options).scale == scale
+    requests = []
+    monkeypatch.setattr(TUDSR, "upscale_picture", lambda self, picture, request, _: requests.append(request) or picture)
+    tudsr.upscale(noise(4, 4), **options)
+    assert requests == [Request.of(options)]
+
+
+def test_the_models_own_ranges_bound_the_plan(tudsr, monkeypatch):
+    assert [step.ratio for step in tudsr.plan(8, 8, Request(scale=8)).passes] == [4, 2]
+    narrow = tudsr.config.model_copy(update={"m_range": (1.0, 2.0), "n_range": (1.0, 4.0)})
+    monkeypatch.setattr(tudsr.model, "config", narrow)
+    assert [step.ratio for step in tudsr.plan(8, 8, Request(scale=8)).passes] == [2, 4]
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tudsr.errors import InputError
-from tudsr.planner import Plan, plan_passes
+from tudsr.planner import MAX_PIXELS, MAX_SIDE, Plan, plan_passes
 
 SLACK = 1 + 2e-6  # of a float that was split and multiplied again
 
@@ -113,6 +113,58 @@ def test_contradictions_are_input_errors(wish, words):
         plan_passes(32, 32, **wish)
 
 
+@pytest.mark.parametrize(
+    ("scale", "max_m", "max_n", "passes"),
+    [
+        (4, 2, 2, [(1, 2), (2, 2)]),
+        (8, 2, 2, [(1, 2), (2, 2), (2, 2)]),
+        (8, 8, 2, [(1, 4), (2, 2)]),
+        (16, 8, 2, [(1, 8), (2, 2)]),
+        (8, 2, 4, [(1, 2), (2, 4)]),
+        (3, 4, 4, [(1, 3)]),
+        (3, 2, 4, [(1, 1), (2, 3)]),  # stage 1 cannot do it alone, stage 2 can
+        (1.5, 1, 2, [(1, 1), (2, 1.5)]),
+        (54, 2, 3, [(1, 2), (2, 3), (2, 3), (2, 3)]),
+        (4, 4, 1, [(1, 4)]),
+    ],
+)
+def test_a_models_own_ranges_bound_the_ratios(scale, max_m, max_n, passes):
+    assert shape(plan_passes(30, 40, scale=scale, max_m=max_m, max_n=max_n)) == passes
+
+
+def test_a_model_that_cannot_go_on_says_how_far_it_gets():
+    with pytest.raises(InputError, match=r"x5 is more than this model makes; up to x4 is accepted"):
+        plan_passes(30, 40, scale=5, max_m=4, max_n=1)
+
+
+def test_ratios_by_hand_may_leave_the_ranges():
+    assert shape(plan_passes(30, 40, m=8, n=4, max_m=2, max_n=2)) == [(1, 8), (2, 4)]
+    assert shape(plan_passes(30, 40, scale=8, stage=1, max_m=2)) == [(1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "wish"),
+    [
+        (1, 1024, {"scale": 1024.5}),
+        (4096, 4096, {"scale": 16}),
+        (1, 1, {"size": (1, MAX_SIDE + 1)}),
+        (1, 1, {"size": (MAX_PIXELS // 2**15 + 1, 2**15)}),
+        (1, 1, {"size": (10**400, 10**400)}),
+        (100, 100, {"scale": 1e308}),
+        (1, 1, {"m": 2000, "n": 2000}),
+    ],
+)
+def test_outputs_beyond_every_memory_are_refused(height, width, wish):
+    with pytest.raises(InputError, match=f"too large; at most {MAX_SIDE} a side and {MAX_PIXELS} in all"):
+        plan_passes(height, width, **wish)
+
+
+def test_the_largest_outputs_are_planned():
+    assert plan_passes(1, 1024, scale=1024).width == MAX_SIDE
+    plan = plan_passes(1, 1, size=(2**15, 2**16))
+    assert plan.height * plan.width == MAX_PIXELS
+
+
 def check_invariants(plan: Plan, height: int, width: int) -> None:
     before = (height, width)
     for step in plan.passes:
@@ -123,7 +175,7 @@ def check_invariants(plan: Plan, height: int, width: int) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 5000), st.floats(1, 200))
+@given(st.integers(1, 230), st.integers(1, 230), st.floats(1, 200))  # within MAX_PIXELS
 def test_any_scale(height, width, scale):
     plan = plan_passes(height, width, scale=scale)
     check_invariants(plan, height, width)

@@ -11,12 +11,14 @@ from typing import Any
 
 from tudsr.errors import ModelError
 
+_METADATA = "tudsr"
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")  # not the stem: a long name must stay writable
     try:
         yield temporary
         os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
@@ -36,11 +38,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
     Args:
         path: the file.
         tensors: name → tensor.
-        metadata: name → JSON value, kept in the file's header.
+        metadata: name → JSON value, kept in the file's header under one key.
     """
     from safetensors.torch import save_file
 
-    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    # One key only: safetensors writes several in random order, and equal files should have equal hashes.
+    header = {_METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, header)
 
@@ -57,18 +60,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ModelError(f"{path}: only .safetensors files are loaded; a pickle can run code, so convert it first.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: _json_or_text(value) for key, value in (file.metadata() or {}).items()}
+            header = file.metadata() or {}
+            metadata = json.loads(header[_METADATA]) if _METADATA in header else dict(header)
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}).") from error
-
-
-def _json_or_text(value: str) -> Any:
-    # Files of other writers (diffusers: {"format": "pt"}) hold plain text.
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def sha256_file(path: Path) -> str:

@@ -45,17 +45,26 @@ class Settings(BaseModel):
         Raises:
             ConfigError: when the file is missing, is not a JSON object or does not validate.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: a JSON object is expected, not {type(values).__name__}.")
-        return cls.parse(values, str(path))
+        return cls.parse(read_object(path), str(path))
 
     def to_json(self) -> str:
         """Return indented JSON that `read` takes back."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object, unchecked.
+
+    Raises:
+        ConfigError: when the file is missing or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a JSON object is expected, not {type(values).__name__}.")
+    return values
 
 
 class WindowRange(Settings):

@@ -21,6 +21,8 @@ CONFIG_NAME = "tudsr.json"
 PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
 EMBEDDED = ("tiny",)
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+FP16 = ".fp16.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
@@ -82,7 +84,8 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
         dtype: of the UNet and VAE; the adapters stay float32.
 
     Raises:
-        ModelError: when files are missing, damaged, pickled, or not what tudsr.json lists.
+        ModelError: when files are missing, damaged, pickled, not what tudsr.json lists, or adapters of
+            another base.
     """
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
@@ -91,7 +94,7 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
     for stage in lora.STAGES:
         adapter = folder / ADAPTERS / stage
         if (adapter / lora.FILE_NAME).is_file():
-            lora.load(backbone.unet, stage, adapter, config.lora)
+            _check_base(adapter, lora.load(backbone.unet, stage, adapter, config.lora), config.sha256)
         else:
             lora.attach(backbone.unet, stage, config.lora)
     backbone.requires_grad_(False)
@@ -135,19 +138,35 @@ def _vae_class(folder: Path) -> Any:
 def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if kind is SpaceToDepth:
         return SpaceToDepth.from_config(SpaceToDepth.load_config(folder))
-    if not any(folder.glob("*.safetensors")):
+    if not find_weights(folder):
         pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
         came = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
         raise ModelError(f"{folder}: {came}; safetensors files are expected.")
     try:
         net, info = kind.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=weights_variant(folder),
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({error}).") from error
     if info["missing_keys"]:  # diffusers itself only warns
         raise ModelError(f"{folder}: the weights of {min(info['missing_keys'])!r} and maybe others are missing.")
     return net
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the .safetensors files of one part of a diffusers folder, sorted; fp16 variants only where all are."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [path for path in found if not path.name.endswith(FP16)] or found
+
+
+def weights_variant(folder: Path) -> str | None:
+    """Return the `variant` by which diffusers and transformers find what `find_weights` does."""
+    return "fp16" if any(path.name.endswith(FP16) for path in find_weights(folder)) else None
 
 
 def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
@@ -162,6 +181,17 @@ def _check_small_files(folder: Path, expected: Mapping[str, str]) -> None:
             raise ModelError(f"{path}: missing, though {CONFIG_NAME} lists it.")
         if path.stat().st_size <= _CHECKED_BYTES and sha256_file(path) != digest:
             raise ModelError(f"{path}: its SHA-256 is not the one in {CONFIG_NAME}; fetch or make the model again.")
+
+
+def _check_base(adapter: Path, metadata: Mapping[str, Any], listed: Mapping[str, str]) -> None:
+    """Refuse an adapter that says it was made for a base other than the listed one; foreign ones say nothing."""
+    for key, name in (("base_unet_sha256", UNET_FILE), ("prompt_sha256", PROMPT_NAME)):
+        made_for, own = metadata.get(key), listed.get(name, "")
+        if made_for and listed and made_for != own:
+            raise ModelError(
+                f"{adapter}: this adapter was made for another base, whose {name} has the SHA-256 {made_for[:12]}…; "
+                f"this model's is {own[:12] + '…' if own else 'not there'}."
+            )
 
 
 def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -209,16 +239,20 @@ def save_adapter(folder: Path, model: Model, stage: str, dtype: torch.dtype) -> 
     """Write one stage's adapter with what it needs to be understood alone."""
     config = model.config
     first = stage == lora.STAGES[0]
-    unet_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     metadata = {
         "stage": stage,
         "t": config.t1 if first else config.t2,
         "range": config.m_range if first else config.n_range,
-        "lora": config.lora.model_dump(mode="json"),
+        "lora": lora.spec(model.backbone.unet, stage).model_dump(mode="json"),
         "prompt": config.prompt,
-        "base_unet_sha256": sha256_file(unet_file) if unet_file.is_file() else "",
+        "prompt_sha256": _sha256_or_empty(folder / PROMPT_NAME),
+        "base_unet_sha256": _sha256_or_empty(folder / UNET_FILE),
     }
     lora.save(model.backbone.unet, stage, folder / ADAPTERS / stage, metadata, dtype)
+
+
+def _sha256_or_empty(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else ""
 
 
 def finish_folder(folder: Path, model: Model, record: Mapping[str, Any] | None) -> ModelConfig:

@@ -1,10 +1,7 @@
 """Plain integers to picture files, written whole or not at all. No torch."""
 
 import struct
-import uuid
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
 from tudsr.image_raster import Raster
 
@@ -62,6 +60,23 @@ def file_format(path: Path) -> FileFormat:
     return found
 
 
+def check_size(path: Path, height: int, width: int) -> FileFormat:
+    """Return the format of a file to be written, and refuse a picture that is too large for it.
+
+    Args:
+        path: its suffix names the format.
+        height: rows of the picture, in pixels.
+        width: columns of the picture, in pixels.
+
+    Raises:
+        InputError: for an unknown suffix or too large a picture.
+    """
+    fmt = file_format(path)
+    if max(height, width) > fmt.max_side:
+        raise InputError(f"{path}: {width}x{height} pixels came; {fmt.name} holds at most {fmt.max_side} a side.")
+    return fmt
+
+
 def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
     """Write a picture under a temporary name beside its own, then rename it; a missing folder is made.
 
@@ -76,16 +91,14 @@ def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
     Raises:
         InputError: for an unknown suffix, a picture too large for the format, or a file that cannot be written.
     """
-    fmt = file_format(path)
     height, width, channels = raster.values.shape
-    if max(height, width) > fmt.max_side:
-        raise InputError(f"{path}: {width}x{height} pixels came; {fmt.name} holds at most {fmt.max_side} a side.")
+    fmt = check_size(path, height, width)
     assert fmt.wide or raster.values.dtype == np.uint8, f"{fmt.name} holds 8 bits"
     exif, notes = _fit_exif(raster, fmt)
     if channels in (2, 4) and not fmt.alpha:
         notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
     try:
-        with _replacing(path) as part:
+        with atomic_path(path) as part:
             _save(part, raster, fmt, exif, quality)
     except (OSError, ValueError, RuntimeError, struct.error) as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error
@@ -207,15 +220,3 @@ def _write_tiff16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | 
         metadata=None,
         software=False,
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the file's folder; rename it on success, remove it otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

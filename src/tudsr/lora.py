@@ -54,6 +54,12 @@ def layers(unet: nn.Module, name: str) -> dict[str, LoraLayer]:
     }
 
 
+def spec(unet: nn.Module, name: str) -> LoraSpec:
+    """Return the settings that an adapter was attached with."""
+    config: Any = unet.peft_config[name]  # type: ignore[index] # set by peft
+    return LoraSpec(rank=config.r, alpha=config.lora_alpha, targets=tuple(sorted(config.target_modules)))
+
+
 def parameters(unet: nn.Module, name: str) -> list[nn.Parameter]:
     """Return the adapter's own parameters, in module order."""
     found = layers(unet, name).values()
@@ -77,6 +83,7 @@ def merged(unet: nn.Module, name: str | None) -> Iterator[None]:
     """
     adapted = [module for module in unet.modules() if isinstance(module, LoraLayer)]
     carriers = set(map(id, layers(unet, name).values())) if name else set()
+    assert carriers or name is None, f"no adapter {name!r} is attached"
     try:
         for layer in adapted:
             layer.forward = _merged_forward(layer, name if id(layer) in carriers else None)
@@ -97,7 +104,8 @@ def _merged_forward(layer: Any, name: str | None) -> Any:
 
 def _summed(layer: Any, base: Any, name: str) -> Tensor:
     weight = base.weight
-    total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + delta_weight(layer, name)
+    with torch.autocast(weight.device.type, enabled=False):
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + delta_weight(layer, name)
     is_conv = weight.dim() == 4
     return total.to(weight.dtype, memory_format=torch.channels_last if is_conv else torch.preserve_format)
 
@@ -184,7 +192,6 @@ def load(unet: nn.Module, name: str, folder: Path, fallback: LoraSpec) -> dict[s
     """
     path = folder / FILE_NAME
     tensors, metadata = load_tensors(path)
-    spec = LoraSpec.parse(metadata["lora"], str(path)) if "lora" in metadata else fallback
-    attach(unet, name, spec)
+    attach(unet, name, LoraSpec.parse(metadata["lora"], str(path)) if "lora" in metadata else fallback)
     load_state(unet, name, tensors, str(path))
     return metadata

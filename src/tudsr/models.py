@@ -9,10 +9,18 @@ from tudsr.backbones import blueprint, sd21
 from tudsr.checkpoint import sha256_file
 from tudsr.config import ModelConfig
 from tudsr.errors import InputError, ModelError
-from tudsr.folder import Model, fetch_hub, load_backbone, save_model
+from tudsr.folder import FP16, UNET_FILE, Model, fetch_hub, find_weights, load_backbone, save_model, weights_variant
 
-_UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-_HUB_FILES = tuple(f"{part}/*" for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer"))
+_WEIGHTS = (UNET_FILE, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+_HUB_FILES = (
+    *_WEIGHTS,
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/*.json",
+    "tokenizer/*.txt",
+)
 
 
 def init_random(name: str, out: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> ModelConfig:
@@ -55,7 +63,7 @@ def init_sd21(base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32
         InputError: when `out` holds something already.
     """
     check_free(out)
-    folder = Path(base) if Path(base).is_dir() else fetch_hub(str(base), _HUB_FILES)
+    folder = Path(base) if Path(base).is_dir() else _fetch_base(str(base))
     verdict = identify_unet(folder)
     embeds = empty_prompt(folder, dtype)
     backbone, scheduler = load_backbone(folder, dtype, embeds)
@@ -65,13 +73,22 @@ def init_sd21(base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32
     return _write(out, Model(config, backbone, scheduler), dtype), verdict
 
 
+def _fetch_base(hub_id: str) -> Path:
+    """Fetch the files that are needed and no others; the fp16 variant of weights that the hub has in no other form."""
+    folder = fetch_hub(hub_id, _HUB_FILES)
+    lacking = [name.removesuffix(".safetensors") + FP16 for name in _WEIGHTS if not (folder / name).is_file()]
+    return fetch_hub(hub_id, tuple(lacking)) if lacking else folder
+
+
 def identify_unet(folder: Path) -> str:
     """Say what a base's UNet is by its SHA-256: known-good, or unknown (fp16, a fine-tune).
 
     Raises:
         ModelError: when the file is missing, or is one that is known not to be SD2.1-base.
     """
-    file = folder / _UNET_FILE
+    file = folder / UNET_FILE
+    if not file.is_file() and weights_variant(file.parent):
+        file = find_weights(file.parent)[0]
     if not file.is_file():
         others = sorted(path.name for path in (folder / "unet").glob("*")) if (folder / "unet").is_dir() else []
         raise ModelError(f"{file}: missing; a diffusers folder with safetensors is expected (unet/ holds: {others}).")
@@ -96,7 +113,11 @@ def empty_prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder / "text_encoder",
+            dtype=torch.float32,
+            use_safetensors=True,
+            variant=weights_variant(folder / "text_encoder"),
+            local_files_only=True,
         )
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder}: text_encoder/ and tokenizer/ are needed for the prompt ({error}).") from error

@@ -3,21 +3,23 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from tudsr.color import COLOR_FIXES, fix_color
+from tudsr.color import COLOR_FIXES
 from tudsr.config import ModelConfig, Settings, WindowRange
 from tudsr.device import pick_device, pick_dtype
+from tudsr.errors import ConfigError
 from tudsr.folder import Model, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.planner import Pass, Plan, plan_passes
 from tudsr.resize import upsample
-from tudsr.stage import Stage, inference
-from tudsr.tiling import tiled
-from tudsr.windows import plan_windows
+from tudsr.stage import Stage, inference, whole_picture
+from tudsr.windows import WindowGrid, plan_windows
+
+DEFAULT_SCALE = 8.0
 
 Progress = Callable[[int, int], None]
 
@@ -42,6 +44,19 @@ class Request(Settings):
     overlap_px: int | None = Field(default=None, ge=0)
     batch: int = Field(default=1, gt=0)
     shift_px: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Self:
+        """Build from a user's options; an option that is None is one that was not given.
+
+        ×DEFAULT_SCALE is asked for where neither scale nor size, nor both m and n, say how large.
+
+        Raises:
+            ConfigError: for an option that is unknown or out of range.
+        """
+        large = any(options.get(name) is not None for name in ("scale", "size"))
+        by_hand = all(options.get(name) is not None for name in ("m", "n"))
+        return cls.parse(options if large or by_hand else options | {"scale": DEFAULT_SCALE}, "upscale")
 
     @field_validator("color")
     @classmethod
@@ -94,7 +109,7 @@ class TUDSR:
 
         Args:
             image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [0, 1].
-            scale: ratio, at least 1; 8 when neither it nor size, or m and n, is given.
+            scale: ratio, at least 1; 8 when neither it nor size, nor both m and n, are given.
             progress: called with (windows done, windows in all).
             options: further fields of `Request`.
 
@@ -105,9 +120,7 @@ class TUDSR:
             InputError: for a picture that cannot be used or contradictory wishes.
             ConfigError: for an unknown or wrong option.
         """
-        if scale is None and not options.keys() & {"size", "m", "n"}:
-            scale = 8
-        request = Request.parse({"scale": scale, **options}, "upscale")
+        request = Request.of({"scale": scale, **options})
         return picture_like(self.upscale_picture(picture_from(image), request, progress), image)
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
@@ -125,7 +138,8 @@ class TUDSR:
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
         r = request
-        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
+        most = {"max_m": self.config.m_range[1], "max_n": self.config.n_range[1]}
+        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **most)
 
     def run_pass(self, x: Tensor, step: Pass, request: Request, progress: Progress | None = None) -> Tensor:
         """Run one stage on a whole picture: upsample → encode → one step → decode by windows → blend → colour.
@@ -142,26 +156,40 @@ class TUDSR:
         lq_up = Stage.upsample(x, step.height, step.width)
         grid = self._grid(step, request)
         with inference(self._stage(step.stage, request)) as stage:
-
-            def restore(window: Tensor) -> Tensor:
-                # Canvases stay where the picture is; only windows travel to the device.
-                return stage(window.to(stage.backbone.device)).to(window.device)
-
-            sr = tiled(restore, lq_up, grid, request.batch, progress)
-            return fix_color(request.color, sr, lq_up).clamp_(-1, 1)
+            return whole_picture(stage, lq_up, grid, request.color, request.batch, progress)
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
         return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}")
 
-    def _grid(self, step: Pass, request: Request):  # noqa: ANN202 - a WindowGrid
-        windows = self.config.windows
-        if request.tile_px is not None or request.overlap_px is not None:
-            least, most = (request.tile_px, request.tile_px) if request.tile_px else (windows.min_px, windows.max_px)
-            overlap = windows.overlap_px if request.overlap_px is None else request.overlap_px
-            fields = {"min_px": least, "max_px": most, "stride_px": windows.stride_px, "overlap_px": overlap}
-            windows = WindowRange.parse(fields, "tile_px and overlap_px")
+    def _grid(self, step: Pass, request: Request) -> WindowGrid:
+        windows = _window_range(self.config.windows, request.tile_px, request.overlap_px)
         return plan_windows(step.height, step.width, windows, request.shift_px)
+
+
+def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None) -> WindowRange:
+    """Overrule a model's windows: one side for all, and an overlap, which takes windows of twice its size or more."""
+    if tile_px is None and overlap_px is None:
+        return own
+    stride, overlap = own.stride_px, own.overlap_px if overlap_px is None else overlap_px
+    floor = max(stride, -(-2 * overlap // stride) * stride)
+    if tile_px is None:
+        least, most = max(own.min_px, floor), own.max_px
+        if least > most:
+            raise ConfigError(
+                f"overlap_px is {overlap}; 0 to {most // 2}, half of the model's largest window, is accepted, "
+                f"or more with a tile_px of at least {floor}."
+            )
+    else:
+        least = most = tile_px
+        if tile_px % stride or tile_px < floor:
+            below = tile_px // stride * stride
+            nearest = sorted({max(floor, below), max(floor, below + stride)})
+            raise ConfigError(
+                f"tile_px is {tile_px}; a multiple of the model's stride of {stride} px is accepted, from {floor} px "
+                f"with an overlap of {overlap} px; nearest: {' and '.join(map(str, nearest))}."
+            )
+    return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)
 
 
 class _Windows:

@@ -8,7 +8,9 @@ from typing import Literal
 from tudsr.errors import InputError
 from tudsr.resize import output_size
 
-MAX_M, MAX_N = 4.0, 2.0
+MAX_M, MAX_N = 4.0, 2.0  # METHOD's; a model may say others
+MAX_PIXELS, MAX_SIDE = 2**31, 2**20
+_SAYABLE = 10**12
 _CLOSE = 1e-6
 
 Which = Literal["both", 1, 2]
@@ -60,6 +62,8 @@ def plan_passes(
     m: float | None = None,
     n: float | None = None,
     stage: Which = "both",
+    max_m: float = MAX_M,
+    max_n: float = MAX_N,
 ) -> Plan:
     """Split an enlargement into passes.
 
@@ -71,20 +75,27 @@ def plan_passes(
         m: ratio of stage 1 by hand.
         n: ratio of stage 2 by hand.
         stage: both, or 1 or 2 for that stage alone at the whole ratio (the paper's M4, M8 and N4, N8).
+        max_m: the largest ratio that is planned for stage 1; m by hand may be larger.
+        max_n: the largest ratio that is planned for a pass of stage 2; n by hand may be larger.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: when the wishes contradict each other or ask for less than ×1.
+        InputError: when the wishes contradict each other, or ask for less than ×1, for more than MAX_PIXELS in all or
+            MAX_SIDE a side, or for more than a model whose second stage does not enlarge can make.
 
     Source: METHOD, «The idea»: s in [2, 8] → N = 2, M = s / 2; s < 2 → stage 1 only; s > 8 → further stage-2 passes of
-    at most ×2 each.
+    at most ×2 each. Here 2 is max_n and 8 is max_m * max_n.
     """
     if scale is None and size is None and m is not None and n is not None:
         scale = m * n
     target, scale = _target(height, width, scale, size)
-    stages, ratios = _ratios(scale, m, n, stage)
+    if stage == "both" and m is None and n is None:
+        ratios = _planned(scale, max_m, max_n)
+        stages: Sequence[int] = (1,) + (2,) * (len(ratios) - 1)
+    else:
+        stages, ratios = _by_hand(scale, m, n, stage)
     sizes = [_between(height, width, target, math.prod(ratios[: k + 1]), scale) for k in range(len(ratios))]
     sizes[-1] = target
     passes = tuple(
@@ -101,7 +112,10 @@ def _target(
         raise InputError("Either a scale or a target size is expected, not both and not neither.")
     if size is None:
         assert scale is not None, "checked above"
+        if math.isfinite(scale):
+            _check_size(height * scale, width * scale)
         return output_size(height, width, scale), scale
+    _check_size(*size)
     if size[0] < height or size[1] < width:
         raise InputError(
             f"The target size {size[1]}x{size[0]} is smaller than the picture's {width}x{height}; sides may not shrink."
@@ -109,7 +123,15 @@ def _target(
     return size, max(size[0] / height, size[1] / width)
 
 
-def _ratios(scale: float, m: float | None, n: float | None, stage: Which) -> tuple[Sequence[int], list[float]]:
+def _check_size(height: float, width: float) -> None:
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        w, h = (f"{side:.0f}" if side < _SAYABLE else f"over {_SAYABLE}" for side in (width, height))
+        raise InputError(
+            f"An output of {w}x{h} pixels is too large; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are accepted."
+        )
+
+
+def _by_hand(scale: float, m: float | None, n: float | None, stage: Which) -> tuple[Sequence[int], list[float]]:
     for name, value in (("m", m), ("n", n)):
         if value is not None and not (math.isfinite(value) and value >= 1):
             raise InputError(f"{name} is {value}; a finite number of at least 1 is expected.")
@@ -119,25 +141,24 @@ def _ratios(scale: float, m: float | None, n: float | None, stage: Which) -> tup
         if m is not None or n is not None:
             raise InputError(f"With stage {stage} alone the whole ratio is that stage's: leave m and n out.")
         return (stage,), [scale]
-    if m is None and n is None:
-        ratios = _planned(scale)
-    else:
-        first = m if m is not None else scale / (n or 1.0)
-        second = n if n is not None else scale / first
-        if first < 1 or second < 1 or abs(first * second / scale - 1) > _CLOSE:
-            raise InputError(f"m = {first:g} and n = {second:g} do not make x{scale:g}; each must be at least 1.")
-        ratios = [first, second]
-    return (1,) + (2,) * (len(ratios) - 1), ratios
+    first = m if m is not None else scale / (n or 1.0)
+    second = n if n is not None else scale / first
+    if first < 1 or second < 1 or abs(first * second / scale - 1) > _CLOSE:
+        raise InputError(f"m = {first:g} and n = {second:g} do not make x{scale:g}; each must be at least 1.")
+    return (1, 2), [first, second]
 
 
-def _planned(scale: float) -> list[float]:
-    if scale < MAX_N:
+def _planned(scale: float, max_m: float, max_n: float) -> list[float]:
+    if scale <= max_m and (scale < max_n or max_n <= 1):
         return [scale]
-    if scale <= MAX_M * MAX_N * (1 + _CLOSE):  # 2.4 / 0.3 is a hair above 8
-        return [scale / MAX_N, MAX_N]
-    rest = scale / (MAX_M * MAX_N)
-    more = math.ceil(math.log2(rest) - _CLOSE)
-    return [MAX_M, MAX_N] + [rest ** (1 / more)] * more
+    if scale <= max_m * max_n * (1 + _CLOSE):  # 2.4 / 0.3 is a hair above 8
+        n = min(max_n, scale)  # scale is the smaller one where stage 1 can do less than stage 2
+        return [scale / n, n]
+    if max_n <= 1:
+        raise InputError(f"x{scale:g} is more than this model makes; up to x{max_m:g} is accepted.")
+    rest = scale / (max_m * max_n)
+    more = math.ceil(math.log(rest, max_n) - _CLOSE)
+    return [max_m, max_n] + [rest ** (1 / more)] * more
 
 
 def _between(height: int, width: int, target: tuple[int, int], so_far: float, scale: float) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """One stage: upsample → encode → one step → decode. Inference and training both call it."""
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 
 from tudsr import resize
 from tudsr.backbones.base import Backbone
+from tudsr.color import fix_color
 from tudsr.lora import LORA_FORWARDS
 from tudsr.one_step import z0_from_prediction
+from tudsr.tiling import tiled
+from tudsr.windows import WindowGrid
 
 
 class Stage(nn.Module):
@@ -50,6 +54,36 @@ class Stage(nn.Module):
         pred = net.predict(z, self.t)
         z0 = z0_from_prediction(pred.to(wide), z.to(wide), net.alpha_bar(self.t).to(wide), net.prediction_type)
         return net.decode(z0).to(wide)
+
+
+def whole_picture(
+    stage: Stage,
+    lq_up: Tensor,
+    grid: WindowGrid,
+    color: str = "wavelet",
+    batch: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Run an active stage over a picture: window by window, blended, then the colour fix against its own input.
+
+    Args:
+        stage: whose adapter is active, without gradients.
+        lq_up: (B, 3, H, W), float32, [-1, 1]; it may live on another device than the stage, where only windows go.
+        grid: its windows.
+        color: a key of color.COLOR_FIXES.
+        batch: windows per call.
+        progress: called with (windows done, windows in all).
+
+    Returns:
+        (B, 3, H, W), float32, [-1, 1], where lq_up is.
+
+    Raises:
+        ConfigError: for an unknown colour fix.
+    """
+    device = stage.backbone.device
+    sr = tiled(lambda window: stage(window.to(device)).to(window.device), lq_up, grid, batch, progress)
+    fixed = [fix_color(color, one, ref) for one, ref in zip(sr.split(1), lq_up.split(1), strict=True)]
+    return (fixed[0] if len(fixed) == 1 else torch.cat(fixed)).clamp_(-1, 1)
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ def calls(monkeypatch):
     """Replace the loop and the estimator by recorders."""
     seen = []
 
-    def train(config, *, resume, progress):
+    def train(config, *, resume, progress, notes):
+        notes("6 photos usable, 0 unreadable, 2 too small")
         for step in (1, 2):
-            progress(step, 2, {"loss_g": torch.tensor(0.5), "other": torch.tensor(1)})
+            progress(step, 2, {"loss_g": 0.5, "other": 1.0})
         seen.append((config, resume))
         return {}
 
@@ -54,10 +55,14 @@ def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls
     assert (config.stage, config.model, config.out, resume) == (2, model, out, True)
     assert (config.steps, config.lr, config.batch, config.losses["mae"]) == (7, 0.25, 5, 2)
     assert config.n == 2  # from the preset
-    assert capsys.readouterr().out == f"{out / 'model'}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{out / 'model'}\n"
+    assert "6 photos usable, 0 unreadable, 2 too small" in said.err
 
 
-@pytest.mark.parametrize("wish", ["nonsense=1", "steps", "steps=-1", "stage=3x"])
+@pytest.mark.parametrize(
+    "wish", ["nonsense=1", "steps", "steps=-1", "stage=3x", "model=sd21", "data=x", "out=x", "stage=2"]
+)
 def test_a_wrong_setting_stops_before_any_work(wish, model, calls, monkeypatch, tmp_path):
     options = ["--stage", 1, "--model", model, "--data", tmp_path, "--out", tmp_path / "run", "--set", wish]
     if wish == "stage=3x":

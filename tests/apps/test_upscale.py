@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
 from tudsr.errors import ConfigError, InputError, ModelError
+from tudsr.pipeline import Request
 
 FIELDS = {"input", "output", "in_size", "out_size", "seconds", "peak_rss_mb", "model", "m", "n"}
 
@@ -177,3 +178,65 @@ def test_compare_never_stands_on_input_output_or_many(bicubic, photo, tmp_path):
     photo(target)
     assert "--overwrite" in str(run(source, "-o", target, "--compare", tmp_path / "c.png").exception)
     assert "give one" in str(run(source, target, "-o", tmp_path / "o", "--compare", tmp_path / "c.png").exception)
+
+
+def test_an_output_too_large_for_its_format_is_refused_before_the_work(bicubic, photo, tmp_path):
+    source = photo(tmp_path / "in/a.png")  # 12 x 8
+    result = run(source, "-o", tmp_path / "x.webp", "--size", "16384x8")
+    assert isinstance(result.exception, InputError)
+    assert "16384x8 pixels came; WEBP holds at most 16383 a side" in str(result.exception)
+    result = run(source, "-o", tmp_path / "x.png", "--size", "8192x8", "--compare", tmp_path / "both.webp")
+    assert re.search(r"both.webp: 16\d{3}x\d+ pixels came; WEBP holds", str(result.exception))
+    assert bicubic.requests == []
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_output_beyond_every_limit_is_refused_before_the_pictures(bicubic, photo, tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--scale", 2e6)
+    assert isinstance(result.exception, InputError)
+    assert "too large; at most 1048576 a side" in str(result.exception)
+
+
+SHORT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=["python", "cuda", "linux", "windows"])
+def test_too_little_memory_is_one_sentence_and_the_rest_goes_on(bicubic, photo, tmp_path, monkeypatch, error):
+    enlarge = bicubic.upscale_picture
+
+    def short(picture, *rest):
+        if picture.width == 50:
+            raise error
+        return enlarge(picture, *rest)
+
+    monkeypatch.setattr(bicubic, "upscale_picture", short)
+    photo(tmp_path / "in/a.png", 50)
+    photo(tmp_path / "in/b.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    assert [o["input"] for o in objects(result)] == [str(tmp_path / "in/b.png")]
+    assert "a.png: there is not enough memory for it; a smaller --batch or --tile-px" in result.stderr
+    alone = run(tmp_path / "in/a.png", "-o", tmp_path / "x.png")
+    assert isinstance(alone.exception, InputError)
+
+
+def test_other_errors_of_torch_keep_their_traceback(bicubic, photo, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(bicubic, "upscale_picture", broken)
+    assert type(run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png").exception) is RuntimeError
+
+
+def test_one_ratio_by_hand_keeps_eightfold(bicubic, photo, tmp_path):
+    run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--m", 2)
+    assert size(tmp_path / "x.png") == (96, 64)
+    (request,) = bicubic.requests
+    assert request == Request.of({"m": 2})

@@ -12,11 +12,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tudsr.config import Settings
-from tudsr.data.dataset import STAGE_1_SCALES, STAGE_2_SCALES, PhotoDataset, Scales, ValidationSet
+from tudsr.data.dataset import PhotoDataset, Scales, ValidationSet
 from tudsr.data.degradation import DegradationMix, degrade
 from tudsr.errors import ConfigError, DataError
 
 CROP_PX = 32
+HALF_4 = Scales(fixed={4.0: 0.5}, uniform=(1.0, 4.0))
+HALF_8 = Scales(fixed={8.0: 0.5, 4.0: 0.5})
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def _dataset(paths: list[Path], **changes: Any) -> PhotoDataset:
         "crop_px": CROP_PX,
         "seed": 3,
         "length": 24,
+        "scales": HALF_4,
         "degradation": DegradationMix(),
         "group": 4,
     }
@@ -154,13 +157,13 @@ def test_a_group_shares_one_lq_size(photos: list[Path]) -> None:
 
 def test_scales_draw_by_their_probabilities() -> None:
     rng = np.random.default_rng(0)
-    drawn = np.array([STAGE_1_SCALES.draw(rng) for _ in range(4000)])
+    drawn = np.array([HALF_4.draw(rng) for _ in range(4000)])
     assert abs((drawn == 4.0).mean() - 0.5) < 0.04
     rest = drawn[drawn != 4.0]
     assert 1 <= rest.min() < 1.05
     assert 3.95 < rest.max() < 4
     assert abs(rest.mean() - 2.5) < 0.1
-    drawn = np.array([STAGE_2_SCALES.draw(rng) for _ in range(4000)])
+    drawn = np.array([HALF_8.draw(rng) for _ in range(4000)])
     assert set(drawn) == {4.0, 8.0}
     assert abs((drawn == 8.0).mean() - 0.5) < 0.04
 
@@ -183,7 +186,7 @@ def test_bad_scales_are_refused(values: dict[str, object]) -> None:
 
 
 def test_scales_survive_json(tmp_path: Path) -> None:
-    for scales in (STAGE_1_SCALES, STAGE_2_SCALES):
+    for scales in (HALF_4, HALF_8):
         (tmp_path / "scales.json").write_text(scales.to_json())
         assert Scales.read(tmp_path / "scales.json") == scales
     assert issubclass(Scales, Settings)
@@ -219,6 +222,14 @@ def test_small_photos_are_left_out_up_front(photos: list[Path]) -> None:
     assert len(data.report.too_small) == 2
     with pytest.raises(DataError, match="short side below 500 px"):
         _dataset(photos, crop_px=500)
+
+
+def test_checked_photos_are_taken_as_they_are(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tudsr.data.dataset.check_photos", None)  # would fail if it were called
+    data = _dataset(photos, checked=True)
+    assert (data.paths, data.report.usable) == (tuple(photos), 5)
+    held = ValidationSet(photos, crop_px=CROP_PX, scale=4, degradation="light", seed=1, checked=True)
+    assert held.paths == photos
 
 
 def test_index_out_of_range(photos: list[Path]) -> None:

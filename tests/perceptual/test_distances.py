@@ -170,3 +170,10 @@ def test_the_true_weights_order_distortions_and_bf16_agrees():
         small, large = net(gt + 0.05 * noise, gt), net(gt + 0.3 * noise, gt)
         assert 0 < small < large < 1.2
         torch.testing.assert_close(half(gt + 0.3 * noise, gt), large, rtol=0.02, atol=0)
+
+
+def test_sobel_is_computed_in_float32_under_autocast():
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = sobel(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sobel(x), plain)

@@ -35,7 +35,7 @@ def step_gradients(config: TrainConfig) -> dict[str, torch.Tensor]:
 
     original, loop.nn.utils.clip_grad_norm_ = loop.nn.utils.clip_grad_norm_, note
     try:
-        trainer._one_step(doubled(trainer._batches()))
+        trainer._one_step(doubled(trainer.batches.from_step(0)))
     finally:
         loop.nn.utils.clip_grad_norm_ = original
     return dict(zip(trainer.task.nets, found, strict=True)) | {

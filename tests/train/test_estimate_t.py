@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tudsr.errors import DataError
+from tudsr.errors import ConfigError, DataError
 from tudsr.train.estimate_t import estimate, match_snr
 
 
@@ -67,6 +67,20 @@ def test_files_are_written(model_folder, photos, tmp_path):
     assert harder.t > found.t
     pytest.importorskip("matplotlib")
     assert (tmp_path / "out" / "estimate_t.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scale": 0.5}, "scale is 0.5; a number of at least 1"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"count": 0}, "count is 0; at least 1"),
+        ({"degradation": "rain"}, "'rain' is not a degradation; known ones: heavy, light"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_before_any_work(changes, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        estimate("nowhere", tmp_path, tmp_path / "out", **changes)
 
 
 def test_an_empty_folder_is_a_data_error(model_folder, tmp_path):

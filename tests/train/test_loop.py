@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 
 from tudsr.checkpoint import load_tensors
-from tudsr.errors import ConfigError, DataError, ModelError
+from tudsr.errors import ConfigError, DataError, ModelError, TudsrError
 from tudsr.folder import load_model, verify_model
 from tudsr.train import loop
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
 from tudsr.train.loop import Trainer, train
-from tudsr.train.runlog import load_state
+from tudsr.train.state import load_state, save_state
 
 STAGE_2 = {"stage": 2, "crop_px": 64, "n": 2, "overlap_px": 16, "scales": {"fixed": {"8": 0.5, "4": 0.5}}}
 
@@ -37,6 +37,11 @@ def changed(trainer: Trainer, before: dict[str, torch.Tensor]) -> set[str]:
     return {next((s for s in ("stage_1", "stage_2") if f".{s}." in name), "base") for name in names}
 
 
+def on(folder: Path, changes: dict) -> dict:
+    """Add the model with fresh adapters where the base is to learn."""
+    return changes | ({"model": folder} if changes.get("train") == "base" else {})
+
+
 @pytest.mark.parametrize(
     ("changes", "learns"),
     [
@@ -49,8 +54,8 @@ def changed(trainer: Trainer, before: dict[str, torch.Tensor]) -> set[str]:
         (STAGE_2 | {"crop_px": 128, "loop": "exact", "loss_crop_px": 64, "loss_crops": 2}, {"stage_2"}),
     ],
 )
-def test_each_stage_trains_its_own_weights(make_config, changes, learns):
-    config = make_config(**changes)
+def test_each_stage_trains_its_own_weights(make_config, fresh_folder, changes, learns):
+    config = make_config(**on(fresh_folder, changes))
     trainer = Trainer(config, resume=False)
     before = {name: value.clone() for name, value in trainer.model.backbone.state_dict().items()}
     if changes.get("init_adapter"):
@@ -157,7 +162,9 @@ def test_a_broken_photo_met_on_the_way_is_skipped_and_counted(make_config, photo
     with pytest.warns(UserWarning, match=r"broken\.jpg.*skipped"):
         figures = train(config)
     assert figures["photos_skipped"] == 2  # two epochs of seven
-    assert lines(config)[0]["photos_left_out"] == 1
+    left_out = json.loads((config.out / "photos.json").read_text())
+    assert left_out == {"training": 7, "validation": [], "unreadable": ["junk.png"], "too_small": []}
+    assert not any("photos_left_out" in line for line in lines(config))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,8 @@ def test_a_broken_photo_met_on_the_way_is_skipped_and_counted(make_config, photo
         ({"model": "nowhere"}, ModelError, "'nowhere' is not there"),
         ({"losses": {"psnr": 1.0}}, ConfigError, "not a known loss"),
         ({"discriminator": "vgg"}, ConfigError, "Unknown discriminator"),
+        ({"train": "base"}, ConfigError, "adapters stage_1 and stage_2 were trained on the base"),
+        ({"val_count": 1, "val_crop_px": 63}, ConfigError, "val_crop_px is 63; at least 64 px"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(make_config, changes, error, words):
@@ -178,13 +187,93 @@ def test_what_cannot_be_trained_is_refused_before_any_work(make_config, changes,
     assert not config.out.exists()
 
 
-def test_a_finished_run_is_not_overwritten_and_seeds_must_agree(make_config):
+def test_a_finished_run_is_not_overwritten_and_settings_must_agree(make_config, fresh_folder):
     config = make_config(steps=1)
     train(config)
     with pytest.raises(ConfigError, match="holds a run already; add --resume"):
         train(config)
-    with pytest.raises(ConfigError, match="seed is 5, but the run to resume was made with 0"):
-        train(make_config(steps=2, seed=5), resume=True)
+    for changes, words in (
+        ({"seed": 5}, "seed is 5, but the run to resume was made with 0"),
+        ({"losses": {"mae": 2.0}}, "losses is {'mae': 2.0}, but the run to resume was made with {'mae': 1.0}"),
+        ({"lr": 1.0}, "lr is 1.0"),
+        ({"model": fresh_folder}, "model: its weights are not those"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(make_config(**{"steps": 2} | changes), resume=True)
+    state = load_state(config.out / "state.pt")
+    state["identity"]["processes"] = 2
+    save_state(config.out / "state.pt", state)
+    with pytest.raises(ConfigError, match="the number of processes is 1, but .* with 2"):
+        train(make_config(steps=2), resume=True)
+
+
+def test_resuming_a_finished_run_leaves_its_model_alone_until_there_is_more_to_do(make_config):
+    changes = {"stage": 0, "train": "base", "crop_px": 32, "val_count": 1, "val_crop_px": 70}
+    config = make_config(steps=1, **changes)
+    figures = train(config)
+    record = config.out / "model" / "tudsr.json"
+    first = record.read_bytes()
+    assert train(config, resume=True)["val_score"] == figures["val_score"]
+    assert record.read_bytes() == first
+    record.unlink()  # killed between the last checkpoint and the export
+    train(config, resume=True)
+    (entry,) = json.loads(record.read_text())["training"]
+    assert entry["figures"]["val_score"] == pytest.approx(figures["val_score"], abs=1e-6)
+    assert entry["notes"][0].startswith("adapter stage_1 reset")
+    more = make_config(steps=2, log_every=5, workers=0, **changes)
+    train(more, resume=True)
+    assert json.loads(record.read_text())["training"][-1]["step"] == 2
+    assert verify_model(config.out / "model") == []
+
+
+def test_the_device_degrades_as_the_workers_do(make_config, tmp_path):
+    pictures = []
+    for place in ("workers", "device"):
+        trainer = Trainer(make_config(degrade_on=place, batch=2, out=tmp_path / place), resume=False)
+        batch = next(trainer.batches.from_step(1))
+        assert ("lq" in batch) is (place == "workers")
+        pictures.append(trainer.batches.on_device(batch)["lq"])
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-6)
+
+
+def test_figures_are_floats_renewed_every_log_every_steps(make_config):
+    seen = []
+    train(make_config(steps=3, log_every=2), progress=lambda step, _, figures: seen.append(dict(figures)))
+    assert seen[0] == {}
+    assert all(type(value) is float for figures in seen for value in figures.values())
+    assert {"loss_g", "loss_d", "grad_g"} <= seen[1].keys()
+    assert seen[1]["loss_g"] == pytest.approx(seen[1]["loss_g_mae"] + 0.5 * seen[1]["loss_g_gan"])
+    assert seen[2] != seen[1]  # the last step too
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_they_are_used(make_config):
+    config = make_config(steps=5, checkpoint_every=2, log_every=5)
+    trainer = Trainer(config, resume=False)
+    accumulate = trainer.task.accumulate
+
+    def poisoned(*arguments):
+        parts = accumulate(*arguments)
+        if trainer.step == 2:
+            trainer.task.nets["g"][0].grad[0] = float("nan")
+        return parts
+
+    trainer.task.accumulate = poisoned
+    with pytest.raises(TudsrError, match="step 3: the gradients are not finite.*last checkpoint, of step 2, is intact"):
+        trainer.run(lambda *_: None)
+    assert all(p.isfinite().all() for p in trainer.task.nets["g"])
+    assert load_state(config.out / "state.pt")["step"] == 2
+    assert not (config.out / "model").exists()
+
+
+def test_the_left_out_are_told_and_listed_once(make_config, photos, tmp_path):
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    Image.new("RGB", (40, 80)).save(data / "small.png")
+    told: list[str] = []
+    train(make_config(data=data, steps=1), notes=told.append)
+    assert told == ["6 photos usable, 0 unreadable, 1 too small"]
+    (data / "small.png").unlink()
+    train(make_config(data=data, steps=2), resume=True)
+    assert json.loads((tmp_path / "run" / "photos.json").read_text())["too_small"] == ["small.png"]
 
 
 class HaltError(Exception):

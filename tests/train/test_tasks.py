@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tudsr import lora
+from tudsr.color import COLOR_FIXES
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
 from tudsr.stage import Stage
@@ -59,7 +60,8 @@ def learners(task: GanTask) -> set[str]:
 def test_stage_1_moves_lora_1_only(make_task, how):
     task = make_task(lora_forward=how)
     parts = task.accumulate(batch(64), 1.0, SEED)
-    assert {"loss_g_mae", "loss_g_gan", "loss_d"} == parts.keys()
+    assert {"loss_g", "loss_g_mae", "loss_g_gan", "loss_d"} == parts.keys()
+    torch.testing.assert_close(parts["loss_g"], parts["loss_g_mae"] + 0.5 * parts["loss_g_gan"])
     assert all(torch.isfinite(value) for value in parts.values())
     names = learners(task)
     assert names
@@ -91,7 +93,8 @@ def test_stage_2_starts_from_the_frozen_stage_1(make_task):
     lq = batch(128, 8)["lq"]
     net = task.stage.backbone
     with torch.no_grad(), lora.switched(net.unet, "stage_1"):
-        m = Stage(net, 200, "stage_1")(Stage.upsample(lq, 64, 64)).clamp(-1, 1)
+        up = Stage.upsample(lq, 64, 64)
+        m = COLOR_FIXES["wavelet"](Stage(net, 200, "stage_1")(up), up).clamp(-1, 1)
     y = task.stage_input(lq, 128)
     assert not y.requires_grad
     torch.testing.assert_close(y, Stage.upsample(m, 128, 128), rtol=0, atol=1e-5)
@@ -202,7 +205,8 @@ def test_restore_is_the_stages_picture(make_task):
     task = make_task(loss_gan=0.0)
     lq = batch(64)["lq"]
     with torch.no_grad(), lora.switched(task.stage.backbone.unet, "stage_1"):
-        wanted = task.stage(Stage.upsample(lq, 64, 64))
+        up = Stage.upsample(lq, 64, 64)
+        wanted = COLOR_FIXES["wavelet"](task.stage(up), up).clamp(-1, 1)
     torch.testing.assert_close(task.restore(lq, 64), wanted, rtol=0, atol=1e-5)
 
 
@@ -228,6 +232,17 @@ def test_stage_2_may_start_from_lora_1(make_model, make_config):
     assert all(torch.equal(v, first[k]) for k, v in lora.state(model.backbone.unet, "stage_2").items())
 
 
+def test_training_the_base_needs_adapters_that_do_nothing(make_model, make_config):
+    model = make_model()
+    with pytest.raises(ConfigError, match="stage_1 and stage_2 were trained on the base as it is"):
+        seeded_adapters(model, make_config(train="base"))
+    notes = seeded_adapters(model, make_config(stage=0, train="base"))
+    assert [note.split(" (")[0] for note in notes] == [f"adapter {s} reset to the identity" for s in lora.STAGES]
+    for stage in lora.STAGES:
+        assert all(not layer.lora_B[stage].weight.any() for layer in lora.layers(model.backbone.unet, stage).values())
+    assert seeded_adapters(model, make_config(train="base")) == []
+
+
 def test_without_a_gan_there_is_no_discriminator(make_task):
     task = make_task(loss_gan=0.0, discriminator="dinov3", discriminator_options={})  # gated weights: not to be built
     assert task.net_d is None
@@ -239,7 +254,7 @@ def test_without_a_gan_there_is_no_discriminator(make_task):
     [
         ({"crop_px": 68}, "crop_px / n is 68; a multiple of this model's stride, 8 px"),
         ({"stage": 0, "train": "base", "crop_px": 68}, "crop_px / n is 68"),
-        ({"loop": "exact", "n": 2, "overlap_px": 24}, "overlap_px.*at most half of min_px"),
+        (STAGE_2 | {"crop_px": 64, "loop": "exact", "overlap_px": 24}, "overlap_px.*at most half of min_px"),
         ({"losses": {"psnr": 1.0}}, "'psnr' is not a known loss; known ones: .*mae"),
         ({"discriminator": "vgg"}, "Unknown discriminator 'vgg'; known ones: dinov3"),
         ({"discriminator_options": {"depth": 3}}, "no option 'depth'"),

@@ -10,6 +10,11 @@ from tudsr.resize import upsample
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
+def comparison_size(height: int, width: int) -> tuple[int, int]:
+    """Return (height, width) of the comparison for an enlargement of that size, in pixels."""
+    return height + _header_px(width), 2 * width + _gap_px(width)
+
+
 def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> None:
     """Write bicubic | model, side by side under labels.
 
@@ -26,10 +31,10 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
     rgb = Image.new("RGB", (1, 1))
     panels = [picture_like(Picture(pixels=p.pixels), rgb) for p in (bicubic, after)]
     labels = [f"bicubic, from {before.width}x{before.height}", f"tudsr {name}, {after.width}x{after.height}"]
-    gap = max(4, after.width // 128)
-    font_px = max(10, after.width // 28)
-    header = 2 * font_px
-    canvas = Image.new("RGB", (2 * after.width + gap, after.height + header), _PAPER)
+    gap, header = _gap_px(after.width), _header_px(after.width)
+    font_px = header // 2
+    height, width = comparison_size(after.height, after.width)
+    canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_px)
     for k, (panel, label) in enumerate(zip(panels, labels, strict=True)):
@@ -37,3 +42,11 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
         canvas.paste(panel, (x, header))
         draw.text((x + font_px // 2, header // 2), label, fill=_INK, font=font, anchor="lm")
     write_picture(path, picture_from(canvas))
+
+
+def _gap_px(width: int) -> int:
+    return max(4, width // 128)
+
+
+def _header_px(width: int) -> int:
+    return 2 * max(10, width // 28)

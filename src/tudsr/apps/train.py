@@ -9,7 +9,7 @@ from tudsr.train.config import TrainConfig
 from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, Estimate, estimate
 from tudsr.train.loop import train
 
-_SHOWN = ("loss_g", "loss_d", "val_score")
+_SHOWN = ("loss_g", "loss_d", "loss_prior", "val_score")
 
 
 def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
@@ -30,17 +30,20 @@ def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
         task = bar.add_task("", total=config.steps, figures="")
 
         def progress(step: int, steps: int, figures: dict[str, float]) -> None:
-            shown = " ".join(f"{key} {float(figures[key]):.4g}" for key in _SHOWN if key in figures)
+            shown = " ".join(f"{key} {figures[key]:.4g}" for key in _SHOWN if key in figures)
             bar.update(task, completed=step, total=steps, figures=shown)
 
-        return train(config, resume=resume, progress=progress)
+        def note(line: str) -> None:
+            bar.console.print(line, markup=False)
+
+        return train(config, resume=resume, progress=progress, notes=note)
 
 
 def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> list[str]:
     """Estimate the mid-timestep and return what to say.
 
     Raises:
-        ConfigError: for an override other than scale, count and degradation.
+        ConfigError: for an override other than scale, count and degradation, or a value that cannot be.
         ModelError, DataError: when the model or the photos cannot be used.
     """
     found = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """Enlarge files and folders: one picture after another, with one model."""
 
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,15 @@ import torch
 
 import tudsr
 from tudsr.apps.batch import Job, plan_jobs
-from tudsr.apps.compare import write_comparison
+from tudsr.apps.compare import comparison_size, write_comparison
 from tudsr.apps.report import Reporter, Result, peak_rss_mb
 from tudsr.errors import InputError
 from tudsr.image import check_output_path, read_picture, write_picture
+from tudsr.image_encode import check_size
 from tudsr.pipeline import TUDSR, Request
 
-DEFAULT_SCALE = 8.0
-_PROBE_PX = 64
+_PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
+_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +58,8 @@ def make_request(scale: float | None, size: str | None, options: dict[str, Any])
     """
     if scale is not None and size is not None:
         raise InputError("--scale and --size were both given; one of them is accepted.")
-    by_hand = options.get("m") is not None and options.get("n") is not None
-    if scale is None and size is None and not by_hand:
-        scale = DEFAULT_SCALE
     target = None if size is None else parse_size(size)
-    return Request.parse({"scale": scale, "size": target, **options}, "upscale")
+    return Request.of({"scale": scale, "size": target, **options})
 
 
 def upscale_all(inputs: list[Path], output: str, request: Request, run: Run) -> int:
@@ -112,7 +112,9 @@ def _work(jobs: list[Job], request: Request, run: Run, reporter: Reporter, *, al
     for job in jobs:
         reporter.begin(job)
         try:
-            reporter.done(_enlarge(model, job, request, run, reporter))
+            with _memory_in_words(job):
+                result = _enlarge(model, job, request, run, reporter)
+            reporter.done(result)
         except InputError as error:
             if alone:
                 raise
@@ -122,10 +124,28 @@ def _work(jobs: list[Job], request: Request, run: Run, reporter: Reporter, *, al
     return failed
 
 
+@contextlib.contextmanager
+def _memory_in_words(job: Job) -> Iterator[None]:
+    """Turn the many ways of running out of memory into one sentence that says what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not short and not any(words in str(error) for words in _MEMORY_WORDS):
+            raise
+        raise InputError(
+            f"{job.source}: there is not enough memory for it; a smaller --batch or --tile-px, or a smaller output, "
+            "needs less."
+        ) from error
+
+
 def _enlarge(model: TUDSR, job: Job, request: Request, run: Run, reporter: Reporter) -> Result:
     begun = time.perf_counter()
     before = read_picture(job.source)
     plan = model.plan(before.height, before.width, request)
+    check_size(job.target, plan.height, plan.width)
+    if run.compare is not None:
+        check_size(run.compare, *comparison_size(plan.height, plan.width))
     after = model.upscale_picture(before, request, lambda done, total: reporter.windows(job, done, total))
     lost = write_picture(job.target, after)
     seconds = time.perf_counter() - begun

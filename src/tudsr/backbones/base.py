@@ -1,5 +1,7 @@
 """The backbone: a diffusers UNet, VAE and noise schedule behind three calls (encode, predict, decode)."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,19 +53,36 @@ class Backbone(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode x, (B, 3, H, W) in [-1, 1], to the scaled latent (B, C, h, w): the posterior's mode, no randomness."""
-        out = self.vae.encode(x.to(self._vae_dtype, memory_format=torch.channels_last))
-        z = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
-        return z * self.vae.config.scaling_factor
+        return self._finite(self._encode, x) * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode a scaled latent, (B, C, h, w), to pixels (B, 3, H, W), about [-1, 1]."""
-        return self.vae.decode((z / self.vae.config.scaling_factor).to(self._vae_dtype)).sample
+        return self._finite(self._decode, z / self.vae.config.scaling_factor)
 
     def predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         """Run the UNet on a scaled latent at timestep t (an int, or (B,)); returns its prediction, (B, C, h, w)."""
         c = self.prompt_embeds
         z = z.to(self.dtype, memory_format=torch.channels_last)
         return self.unet(z, t, None if c is None else c.expand(len(z), -1, -1), return_dict=False)[0]
+
+    def _encode(self, x: Tensor) -> Tensor:
+        out = self.vae.encode(x.to(self._vae_dtype, memory_format=torch.channels_last))
+        return out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z.to(self._vae_dtype)).sample
+
+    def _finite(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run a half of the autoencoder; SD's overflows in float16 now and then, and is then run again in float32."""
+        out = run(x)
+        if out.dtype != torch.float16 or bool(out.isfinite().all()):
+            return out
+        warnings.warn("the autoencoder overflowed in float16; that part was computed in float32", stacklevel=2)
+        self.vae.float()
+        try:
+            return run(x)
+        finally:
+            self.vae.half()
 
     @property
     def _vae_dtype(self) -> torch.dtype:

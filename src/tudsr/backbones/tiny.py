@@ -26,7 +26,7 @@ def blueprint() -> Blueprint:
         settings={
             "name": "tiny",
             "backbone": "tiny",
-            "r_px": 256,
+            "r_px": 128,
             "windows": {"min_px": 64, "max_px": 1024, "stride_px": 16, "overlap_px": 32},
             "lora": {
                 "rank": 64,

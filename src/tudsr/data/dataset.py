@@ -17,20 +17,8 @@ from torch.utils.data import Dataset
 
 from tudsr.config import Settings
 from tudsr.data.degradation import DegradationLike, degrade
-from tudsr.data.photos import PhotoStore, Pixels, check_photos, find_photos, manifest_hash, split_photos
+from tudsr.data.photos import PhotoReport, PhotoStore, Pixels, check_photos
 from tudsr.errors import DataError
-
-__all__ = [
-    "STAGE_1_SCALES",
-    "STAGE_2_SCALES",
-    "PhotoDataset",
-    "Scales",
-    "ValidationSet",
-    "check_photos",
-    "find_photos",
-    "manifest_hash",
-    "split_photos",
-]
 
 # Streams of random numbers beside the degradation's own, which is (seed, index).
 _STREAM_CROP, _STREAM_SCALE, _STREAM_ORDER = 1, 2, 3
@@ -67,11 +55,6 @@ class Scales(Settings):
         return float(rng.uniform(*self.uniform))
 
 
-# Source: METHOD («Light degradation», «Training»): M from 1 to 4, half of the time 4; then half at x8, half at x4.
-STAGE_1_SCALES = Scales(fixed={4.0: 0.5}, uniform=(1.0, 4.0))
-STAGE_2_SCALES = Scales(fixed={8.0: 0.5, 4.0: 0.5})
-
-
 class PhotoDataset(Dataset[dict[str, Any]]):
     """Random crops of photos, with their degraded versions.
 
@@ -87,11 +70,12 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         crop_px: int,
         seed: int,
         length: int,
-        scales: Scales = STAGE_1_SCALES,
+        scales: Scales,
         degradation: DegradationLike | None = None,
         group: int = 1,
         cache_mb: int = 2000,
         p_down: float = 0.25,
+        checked: bool = False,
     ) -> None:
         """Check the photos' headers and keep the usable ones.
 
@@ -105,11 +89,12 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             group: consecutive samples that share one LQ size (the batch size).
             cache_mb: memory for decoded photos, per process.
             p_down: probability that the photo is first reduced by a factor in [1/2, 1), as far as the crop still fits.
+            checked: the photos have passed `check_photos`; their headers are not read again.
 
         Raises:
             DataError: when no photo is usable.
         """
-        usable, self.report = check_photos(paths, crop_px)
+        usable, self.report = _usable(paths, crop_px, checked)
         self._store = PhotoStore(usable, crop_px, cache_mb)
         self.crop_px, self.seed, self.length, self.group = crop_px, seed, length, group
         self.scales, self.degradation, self.p_down = scales, degradation, p_down
@@ -159,6 +144,12 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         raise DataError(f"none of {count} photos can be decoded.")
 
 
+def _usable(paths: Sequence[Path], min_side_px: int, checked: bool) -> tuple[Sequence[Path], PhotoReport]:
+    if checked:
+        return paths, PhotoReport(usable=len(paths), broken=(), too_small=())
+    return check_photos(paths, min_side_px)
+
+
 def _random_crop(pixels: Pixels, crop_px: int, p_down: float, rng: np.random.Generator) -> Pixels:
     """Cut a random square, (crop_px, crop_px, 3), now and then from a photo reduced by up to a half."""
     height, width = pixels.shape[:2]
@@ -199,6 +190,7 @@ class ValidationSet(Dataset[dict[str, Any]]):
         degradation: DegradationLike,
         seed: int,
         crop: Literal["centre", "detail"] = "centre",
+        checked: bool = False,
     ) -> None:
         """Decode all photos and cut their crops.
 
@@ -209,11 +201,12 @@ class ValidationSet(Dataset[dict[str, Any]]):
             degradation: a preset's name, a specification or a mix.
             seed: seed of the degradation, >= 0.
             crop: the centre, or the place with the most detail.
+            checked: the photos have passed `check_photos`; their headers are not read again.
 
         Raises:
             DataError: when no photo is usable.
         """
-        usable, self.report = check_photos(paths, crop_px)
+        usable, self.report = _usable(paths, crop_px, checked)
         store = PhotoStore(usable, crop_px, cache_mb=0)
         place = _centre if crop == "centre" else _most_detailed
         self.paths: list[Path] = []

@@ -113,7 +113,8 @@ def sobel(x: Tensor) -> Tensor:
     row = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=x.device)
     kernels = torch.stack([row, row.T]).unsqueeze(1)  # (2, 1, 3, 3)
     padded = F.pad(luma.sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    slopes = F.conv2d(padded, kernels)  # (B, 1, H+2, W+2) -> (B, 2, H, W)
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round away slopes the size of fine texture
+        slopes = F.conv2d(padded, kernels)  # (B, 1, H+2, W+2) -> (B, 2, H, W)
     magnitude = (slopes.square().sum(1, keepdim=True) + 1e-6).sqrt()
     return (2 * magnitude - 1).expand(-1, 3, -1, -1)
 

@@ -6,7 +6,6 @@ folder that the caller names, in the folder that the environment variable TUDSR_
 hash checked, and its convolutions kept in the cache.
 """
 
-import hashlib
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tudsr.checkpoint import sha256_file
 from tudsr.errors import ConfigError, WeightsError
 
 ENV_VAR = "TUDSR_WEIGHTS"
@@ -151,13 +151,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pth(path: Path, net: PublishedNet) -> dict[str, Tensor]:
     """Read torchvision's file (hash checked, tensors only) and translate its keys."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if not digest.hexdigest().startswith(net.sha256_prefix):
+    digest = sha256_file(path)
+    if not digest.startswith(net.sha256_prefix):
         raise WeightsError(
-            f"{path}: its SHA-256 begins with {digest.hexdigest()[:8]}, {net.sha256_prefix} is expected; "
+            f"{path}: its SHA-256 begins with {digest[:8]}, {net.sha256_prefix} is expected; "
             f"delete it and fetch {net.url} again."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,14 +6,17 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tudsr.config import ModelConfig, Settings
+from tudsr.config import ModelConfig, Settings, read_object
 from tudsr.data.dataset import Scales
 from tudsr.data.degradation import DegradationMix
 from tudsr.errors import ConfigError
 from tudsr.folder import CONFIG_NAME, find_model
 from tudsr.presets import training_preset
+from tudsr.train.discriminators import Discriminator
+from tudsr.train.losses import LEAST_PX
 
 BaseDtype = Literal["fp32", "bf16"]
+_OPTIONS = ("stage", "model", "data", "out")  # of the command line, not of --set
 
 
 class TrainConfig(Settings):
@@ -22,9 +25,9 @@ class TrainConfig(Settings):
     `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
     is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
     adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a random
-    offset; `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an
-    ea_dists over such features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison
-    only (METHOD, «Losses»).
+    offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device (equal up to
+    rounding); `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such
+    features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
     """
 
     stage: Literal[0, 1, 2]
@@ -53,6 +56,7 @@ class TrainConfig(Settings):
     jitter_px: int = Field(default=8, ge=0)
     scales: Scales = Scales(fixed={4.0: 1.0})
     degradation: DegradationMix = DegradationMix()
+    degrade_on: Literal["workers", "device"] = "workers"
     p_down: float = Field(default=0.25, ge=0, le=1)
 
     train: Literal["adapter", "base"] = "adapter"
@@ -91,13 +95,42 @@ class TrainConfig(Settings):
             raise ValueError("training the base needs base_dtype=fp32")
         if self.stage > 0 and not (any(self.losses.values()) or self.loss_gan):
             raise ValueError("there is no loss: give losses or loss_gan a weight")
-        if self.crop_px % self.n:
-            raise ValueError("crop_px must be a multiple of n")
         if self.d_in_g_step == "contaminated" and self.loop == "exact":
             raise ValueError("d_in_g_step=contaminated goes with loop=paper only: the exact loop never touches D")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.stage < 2 and self.n > 1:
+            raise ValueError(f"n is for stage 2; in stage {self.stage} it must be 1")
+        if self.crop_px % self.n:
+            raise ValueError("crop_px must be a multiple of n")
         if self.loss_crop_px is not None and self.loss_crop_px > self.crop_px:
             raise ValueError("loss_crop_px may be at most crop_px")
+        if self.jitter_px >= self.deep_crop_px:
+            raise ValueError(f"jitter_px must be below the side that deep losses get, {self.deep_crop_px} px")
+        seen_px = self.deep_crop_px - self.jitter_px
+        for name, least_px in self._least_px().items():
+            if seen_px < least_px:
+                raise ValueError(
+                    f"{name} needs at least {least_px} px, but sees {seen_px}: a crop of {self.deep_crop_px} px less "
+                    f"jitter_px={self.jitter_px}"
+                )
         return self
+
+    @property
+    def deep_crop_px(self) -> int:
+        """The side of the crops that deep losses and the discriminator get, before the jitter."""
+        if self.loop == "paper":
+            return self.crop_px // self.n
+        return self.loss_crop_px or self.crop_px
+
+    def _least_px(self) -> dict[str, int]:
+        """Return the least sides of the nets that this run has; unknown names are refused where they are built."""
+        if self.stage == 0:
+            return {}
+        found = {name: LEAST_PX.get(name, 1) for name, weight in self.losses.items() if weight}
+        return found | ({"the discriminator": Discriminator.min_px} if self.loss_gan else {})
 
     @classmethod
     def assemble(
@@ -120,25 +153,17 @@ class TrainConfig(Settings):
         folder = find_model(model)
         values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage)
         if file is not None:
-            values |= _read_object(file)
+            values |= read_object(file)
         for override in overrides:
             _apply_override(values, override)
         values |= {"stage": stage, "model": str(folder), "data": str(data), "out": str(out)}
         return cls.parse(values, str(file) if file else "training settings")
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: a JSON object of settings is expected, not {type(values).__name__}.")
-    return values
-
-
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    if key in _OPTIONS:
+        raise ConfigError(f"--set {override!r}: {key} has an option of its own, --{key}.")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: key=value is expected, for example --set lr=1e-4.")
     try:

@@ -14,8 +14,9 @@ from torch import Tensor
 from tudsr.backbones import Backbone
 from tudsr.checkpoint import atomic_path, write_text
 from tudsr.data.dataset import ValidationSet
+from tudsr.data.degradation import PRESETS
 from tudsr.data.photos import find_photos
-from tudsr.errors import DataError
+from tudsr.errors import ConfigError, DataError
 from tudsr.folder import load_model
 from tudsr.stage import Stage
 
@@ -55,8 +56,10 @@ def estimate(
         degradation: a preset's name.
 
     Raises:
+        ConfigError: when scale or count is below 1, or the degradation is unknown.
         ModelError, DataError: when the model or the photos cannot be used.
     """
+    _check(scale, count, degradation)
     net = load_model(model, torch.device("cpu"), torch.float32)
     paths = find_photos(data)[:count]
     crops = ValidationSet(paths, crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0, crop="detail")
@@ -72,6 +75,15 @@ def estimate(
     write_text(out / DATA_NAME, json.dumps(values, indent=2) + "\n")
     _plot(found, out / PLOT_NAME)
     return found
+
+
+def _check(scale: float, count: int, degradation: str) -> None:
+    if not 1 <= scale < float("inf"):
+        raise ConfigError(f"scale is {scale}; a number of at least 1 is expected.")
+    if count < 1:
+        raise ConfigError(f"count is {count}; at least 1 photo is expected.")
+    if degradation not in PRESETS:
+        raise ConfigError(f"{degradation!r} is not a degradation; known ones: {', '.join(sorted(PRESETS))}.")
 
 
 @torch.no_grad()

@@ -3,76 +3,94 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tudsr.checkpoint import save_tensors
-from tudsr.data.dataset import PhotoDataset
-from tudsr.data.photos import PhotoReport, find_photos, manifest_hash, split_photos
+from tudsr.config import ModelConfig
+from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
-from tudsr.errors import ConfigError, DataError
-from tudsr.folder import load_model, save_model
+from tudsr.errors import TudsrError
+from tudsr.folder import CONFIG_NAME, find_model, load_model, save_model
+from tudsr.train.batches import Batches
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
 from tudsr.train.objective import Seed
-from tudsr.train.runlog import RunLog, commit, load_state, save_state
+from tudsr.train.photos import select_photos, write_photos
+from tudsr.train.runlog import RunLog, commit
+from tudsr.train.state import STATE_NAME, check_same, collect, identity, previous_state, put_back, save_state
 from tudsr.train.tasks import TASKS, Task, seeded_adapters
-from tudsr.train.validate import Validation
+from tudsr.train.validate import Validation, validation_side_px
 
-STATE_NAME = "state.pt"
-_LOCAL = {"model", "data", "out", "weights_dir", "init_discriminator"}  # paths of one machine, not part of a record
+# The others wait for as long as the main process hashes photos, validates and writes models.
+_PATIENCE = timedelta(hours=2)
 Progress = Callable[[int, int, dict[str, float]], None]
+Notes = Callable[[str], None]
 
 
-def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> dict[str, float]:
+def train(
+    config: TrainConfig, *, resume: bool = False, progress: Progress | None = None, notes: Notes | None = None
+) -> dict[str, float]:
     """Run one stage to its end and write OUT/model (the averaged weights) and OUT/best (the best validated ones).
 
     Args:
         config: the run.
-        resume: go on from OUT/state.pt if it is there.
-        progress: called after each step with (step, steps, latest figures).
+        resume: go on from OUT/state.pt if it is there; a finished run is left as it is.
+        progress: called after each step with (step, steps, latest figures); figures are renewed every log_every steps.
+        notes: called with lines worth showing, such as how many photos were left out.
 
     Returns:
         The last figures.
 
     Raises:
         ConfigError, DataError, ModelError, WeightsError: before any work, in one sentence.
+        TudsrError: when gradients are no longer finite; the last checkpoint is intact.
     """
-    return Trainer(config, resume).run(progress or (lambda *_: None))
+    return Trainer(config, resume, notes or (lambda _: None)).run(progress or (lambda *_: None))
 
 
 class Trainer:
     """One run. Everything random depends on (seed, step) only, so that a resumed run repeats it bit for bit."""
 
-    def __init__(self, config: TrainConfig, resume: bool) -> None:
-        state_path = config.out / STATE_NAME
-        if state_path.exists() and not resume:
-            raise ConfigError(f"{config.out}: holds a run already; add --resume to go on, or give another folder.")
-        self.config, self.step, self.seconds = config, 0, 0.0
-        self.best = float("inf")
-        self.accelerator = Accelerator(mixed_precision=config.precision)
-        self.photos, self.val_photos, report = _photos(config)
-        self.skipped = 0
+    def __init__(self, config: TrainConfig, resume: bool, notes: Notes = lambda _: None) -> None:
+        state = previous_state(config.out, resume=resume)
+        self.config, self.step, self.saved, self.seconds = config, 0, 0, 0.0
+        self.best, self.skipped = float("inf"), 0
+        self.figures: dict[str, float] = {}
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
+        )
+        settings = ModelConfig.read(find_model(config.model) / CONFIG_NAME)
+        self.identity = identity(config, settings.sha256, self.accelerator.num_processes)
+        if state is not None:
+            check_same(state, self.identity)
+        val_side_px = validation_side_px(config, settings.windows) if config.val_count else 0
+        self.photos = select_photos(config)
         torch.manual_seed(config.seed)
         device = self.accelerator.device
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.model = load_model(config.model, device, DTYPES[config.base_dtype])
-        seeded_adapters(self.model, config)
+        self.notes = seeded_adapters(self.model, config)
         self.task: Task = TASKS[config.stage](self.model, config, self.accelerator.autocast)
         for parameter in itertools.chain(*self.task.nets.values()):
             parameter.requires_grad_(True)
         self.optimizers = {name: self._optimizer(name) for name in self.task.nets}
         self.ema = Ema(self.task.nets["g"], config.ema)
-        stride = self.model.config.windows.stride_px * config.n  # stage 2's first pass makes side / n
-        self.validation = Validation(self.val_photos, config, device, stride) if self.val_photos else None
-        if resume and state_path.exists():
-            self._restore(load_state(state_path))
-        self.log = RunLog(config.out, config.model_dump(mode="json"), self.step) if self._is_main else None
-        if self.log and (report.broken or report.too_small):
-            self.log.scalars(self.step, {"photos_left_out": len(report.broken) + len(report.too_small)})
+        self.batches = Batches(self.photos.training, config, self.accelerator)
+        self.validation, self.log = None, None
+        if self.photos.validation and self._is_main:
+            self.validation = Validation(self.photos.validation, config, device, val_side_px)
+        if state is not None:
+            self._restore(state)
+        if self._is_main:
+            self.log = RunLog(config.out, config.model_dump(mode="json"), self.step)
+            write_photos(config.out, self.photos, config.data)
+            for line in (self.photos.report.summary(), *self.notes):
+                notes(line)
 
     @property
     def _is_main(self) -> bool:
@@ -86,60 +104,88 @@ class Trainer:
     def run(self, progress: Progress) -> dict[str, float]:
         """Train to the last step."""
         config = self.config
-        figures: dict[str, Any] = {}
+        finished = self.step >= config.steps and self._is_exported()
+        if self._is_main and not finished:
+            self._photos_hash()  # may take long, and nobody should wait for it at the first validation
+        self.accelerator.wait_for_everyone()
+        if finished:
+            return self.figures
         self.model.backbone.unet.train()  # what gradient checkpointing looks at; there is no dropout in these nets
-        batches = self._batches()
+        batches = self.batches.from_step(self.step)
         while self.step < config.steps:
             begun = time.perf_counter()
-            figures |= self._one_step(batches)
+            parts = self._one_step(batches)
             self.step += 1
             self.seconds += time.perf_counter() - begun
-            if self.log and self.step % config.log_every == 0:
-                numbers = {key: float(value) for key, value in figures.items() if not key.startswith("val_")}
-                self.log.scalars(self.step, numbers | {"seconds": round(self.seconds, 1)})
-            if self.step % config.val_every == 0 or self.step == config.steps:
-                figures |= self._validate()
-            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+            due = self._due(self.step)
+            if "report" in due:
+                self._report(parts)
+            if "validate" in due:
+                self._validate()
+            if "save" in due:
                 self._save()
-            progress(self.step, config.steps, figures)
+            progress(self.step, config.steps, self.figures)
         if self._is_main:
-            self._export("model", figures)
-        return {key: float(value) for key, value in figures.items()}
+            self._export("model")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return self.figures
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """Yield micro-batches from the current step's first on; processes take turns, in order."""
-        c, acc = self.config, self.accelerator
-        per_step = c.accumulate * acc.num_processes
-        dataset = PhotoDataset(
-            self.photos, crop_px=c.crop_px, seed=c.seed, length=c.steps * per_step * c.batch, scales=c.scales,
-            degradation=None if c.stage == 0 else c.degradation, group=c.batch, cache_mb=c.cache_mb, p_down=c.p_down,
-        )  # fmt: skip
-        groups = range(self.step * per_step + acc.process_index, c.steps * per_step, acc.num_processes)
-        indices = [list(range(g * c.batch, (g + 1) * c.batch)) for g in groups]
-        yield from DataLoader(
-            dataset, batch_sampler=indices, num_workers=c.workers, worker_init_fn=_one_thread if c.workers else None,
-            generator=torch.Generator(),  # else each start would draw from the global one, whose state is saved
-        )  # fmt: skip
+    def _due(self, step: int) -> set[str]:
+        """Return what happens after a step; all of it after the last one."""
+        c = self.config
+        every = {"report": c.log_every, "validate": c.val_every, "save": c.checkpoint_every}
+        return {what for what, steps in every.items() if step % steps == 0 or step == c.steps}
 
-    def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
         c = self.config
         parts: dict[str, Any] = {}
         for _ in range(c.accumulate):
-            batch = {k: v.to(self.accelerator.device) for k, v in next(batches).items()}
+            batch = next(batches)
             self.skipped += int(batch["skipped"].sum())
             seed = Seed(c.seed, int(batch["index"][0]))
-            for key, value in self.task.accumulate(batch, 1 / c.accumulate, seed).items():
+            for key, value in self.task.accumulate(self.batches.on_device(batch), 1 / c.accumulate, seed).items():
                 parts[key] = parts.get(key, 0) + value / c.accumulate
-        for name, optimizer in self.optimizers.items():
-            parameters = self.task.nets[name]
+        for name, parameters in self.task.nets.items():
             sync_gradients(parameters, self.accelerator)
             parts[f"grad_{name}"] = nn.utils.clip_grad_norm_(parameters, c.clip)
+        self._check_finite([parts[f"grad_{name}"] for name in self.task.nets])
+        for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = (c.lr if name == "g" else c.lr_d) * self._schedule()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.ema.update()
-        return parts | ({"photos_skipped": self.skipped} if self.skipped else {})
+        return parts
+
+    def _check_finite(self, norms: list[Tensor]) -> None:
+        """Refuse to go on after gradients that are not finite, at the latest before anything is logged or saved."""
+        self.finite &= torch.stack([norm.isfinite() for norm in norms]).all()
+        # To look at the answer is to wait for the GPU: not at every step.
+        looks = self.accelerator.device.type == "cpu" or self._due(self.step + 1)
+        if looks and not self.finite:
+            raise TudsrError(
+                f"step {self.step + 1}: the gradients are not finite any more; the run has stopped, "
+                + (
+                    f"and its last checkpoint, of step {self.saved}, is intact."
+                    if self.saved
+                    else "without a checkpoint."
+                )
+            )
+
+    def _report(self, parts: dict[str, Tensor]) -> None:
+        """Turn figures into floats, which waits for the device, and log them."""
+        self.figures |= {key: float(value) for key, value in parts.items()}
+        skipped = self._total_skipped()
+        self.figures |= {"photos_skipped": float(skipped)} if skipped else {}
+        if self.log is not None:
+            numbers = {key: value for key, value in self.figures.items() if not key.startswith("val_")}
+            self.log.scalars(self.step, numbers | {"seconds": round(self.seconds, 1)})
+
+    def _total_skipped(self) -> int:
+        """Return the number of broken photos passed over by all processes."""
+        mine = torch.tensor(self.skipped, device=self.accelerator.device)
+        return int(self.accelerator.reduce(mine, reduction="sum"))
 
     def _schedule(self) -> float:
         """Return the factor on the learning rate: linear warm-up, then linear down to lr_end."""
@@ -148,26 +194,29 @@ class Trainer:
         done = max(0, self.step - c.warmup) / max(1, c.steps - c.warmup)
         return warm * (1 - (1 - c.lr_end) * done)
 
-    def _validate(self) -> dict[str, float]:
-        if self.validation is None or self.log is None:
-            return {}
-        with self.ema.applied():
-            figures, grid = self.validation.run(self.task)
-            if figures["val_score"] < self.best:
-                self.best = figures["val_score"]
-                self._export("best", figures)
-        self.log.scalars(self.step, figures)
-        self.log.samples(self.step, grid)
-        return figures
+    def _validate(self) -> None:
+        if self.validation is not None and self.log is not None:
+            with self.ema.applied():
+                found, grid = self.validation.run(self.task)
+            self.figures |= found
+            if found["val_score"] < self.best:
+                self.best = found["val_score"]
+                self._export("best")
+            self.log.scalars(self.step, found)
+            self.log.samples(self.step, grid)
+        self.accelerator.wait_for_everyone()
 
-    def _export(self, name: str, figures: dict[str, Any]) -> None:
+    def _val_figures(self) -> dict[str, float]:
+        return {key: value for key, value in self.figures.items() if key.startswith("val_")}
+
+    def _export(self, name: str) -> None:
         """Write a model folder of the averaged weights, and the discriminator beside it for a next run."""
-        values = {key: round(float(v), 6) for key, v in figures.items() if key.startswith("val_")}
         record = {
-            "stage": self.config.stage, "step": self.step, "hours": round(self.seconds / 3600, 3), "figures": values,
-            "commit": commit(), "photos": len(self.photos), "photos_sha256": self._photos_hash(),
-            "config": self.config.model_dump(mode="json", exclude=_LOCAL),
-        }  # fmt: skip
+            "stage": self.config.stage, "step": self.step, "hours": round(self.seconds / 3600, 3),
+            "figures": {key: round(value, 6) for key, value in self._val_figures().items()},
+            "commit": commit(), "photos": len(self.photos.training), "photos_sha256": self._photos_hash(),
+            "config": self.identity["config"],
+        } | ({"notes": self.notes} if self.notes else {})  # fmt: skip
         with self.ema.applied():
             save_model(self.config.out / name, self.model, torch.bfloat16, record)
         if self.task.net_d is not None:
@@ -175,38 +224,34 @@ class Trainer:
             path = self.config.out / f"{name}_discriminator.safetensors"
             save_tensors(path, self.task.net_d.trainable_state_dict())
 
+    def _is_exported(self) -> bool:
+        """Say whether OUT/model is of this very step, not of an earlier end that the run has gone beyond since."""
+        path = self.config.out / "model" / CONFIG_NAME
+        if not path.is_file():
+            return False
+        records = ModelConfig.read(path).training
+        return bool(records) and records[-1].get("step") == self.step
+
     def _photos_hash(self) -> str:
         if not hasattr(self, "_hash"):
-            self._hash = manifest_hash(self.photos, self.config.data)
+            self._hash = manifest_hash(self.photos.training, self.config.data)
         return self._hash
 
     def _save(self) -> None:
-        if not self._is_main:
-            return
-        state = {
-            "step": self.step, "seconds": self.seconds, "best": self.best, "skipped": self.skipped,
-            "seed": self.config.seed, "rng": torch.get_rng_state(), "ema": self.ema.state_dict(),
-            "nets": {name: [p.detach() for p in net] for name, net in self.task.nets.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }  # fmt: skip
-        if self.task.net_d is not None:
-            state["discriminator"] = self.task.net_d.trainable_state_dict()  # spectral norms' vectors too
-        save_state(self.config.out / STATE_NAME, state)
+        skipped = self._total_skipped()
+        if self._is_main:
+            state = {
+                "step": self.step, "seconds": self.seconds, "best": self.best, "skipped": skipped,
+                "figures": self._val_figures(), "identity": self.identity,
+            }  # fmt: skip
+            save_state(self.config.out / STATE_NAME, state | collect(self.task, self.optimizers, self.ema))
+        self.saved = self.step
 
-    @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["seed"] != self.config.seed:
-            raise ConfigError(f"seed is {self.config.seed}, but the run to resume was made with {state['seed']}.")
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.skipped = state["skipped"]
-        torch.set_rng_state(state["rng"])
-        for name, net in self.task.nets.items():
-            for parameter, value in zip(net, state["nets"][name], strict=True):
-                parameter.copy_(value)
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
-        if self.task.net_d is not None:
-            self.task.net_d.load_trainable_state_dict(state["discriminator"])
-        self.ema.load_state_dict(state["ema"])
+        self.step = self.saved = state["step"]
+        self.seconds, self.best, self.figures = state["seconds"], state["best"], state["figures"]
+        self.skipped = state["skipped"] if self._is_main else 0  # the sum of all processes
+        put_back(state, self.task, self.optimizers, self.ema)
 
 
 def sync_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
@@ -222,26 +267,3 @@ def sync_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> 
     flat = accelerator.reduce(flat, reduction="mean")
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
-
-
-def _photos(config: TrainConfig) -> tuple[list[Any], list[Any], PhotoReport]:
-    """Return training and validation photos that are large enough, and the report on the others."""
-    from tudsr.data.photos import check_photos
-
-    found = find_photos(config.data)
-    named = [path for path in found if not any(part in path.as_posix() for part in config.exclude)]
-    side = max(config.crop_px, config.val_crop_px or 0)
-    usable, report = check_photos(named, side)
-    if not config.val_count:
-        return usable, [], report
-    if len(usable) <= config.val_count:
-        raise DataError(
-            f"{config.data}: {len(usable)} usable photos, but val_count={config.val_count} are to be set aside; "
-            "give more photos or --set val_count=0."
-        )
-    training, validation = split_photos(usable, config.val_count, seed=0, root=config.data)
-    return training, validation, report
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

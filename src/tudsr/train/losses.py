@@ -8,8 +8,9 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
 from torch import Tensor, nn
 
 from tudsr.errors import ConfigError
-from tudsr.perceptual.backbone_dists import DEFAULT_MODELS, FeatureDists
+from tudsr.perceptual.backbone_dists import CONVNEXT_STRIDE_PX, DEFAULT_MODELS, FeatureDists
 from tudsr.perceptual.dists import Dists, EaDists
+from tudsr.perceptual.features import AlexNetFeatures, Vgg16Features
 from tudsr.perceptual.lpips import Lpips
 
 REAL_LABEL = 0.8  # one-sided label smoothing; source: METHOD («Losses»)
@@ -56,6 +57,18 @@ LOSSES: dict[str, LossFactory] = {
     "lpips_alex": lambda weights_dir, dtype, feature_model: Lpips("alex", dtype).load(weights_dir),
     "lpips_vgg": lambda weights_dir, dtype, feature_model: Lpips("vgg", dtype).load(weights_dir),
 }
+
+
+LEAST_PX: dict[str, int] = {
+    "dists": Vgg16Features.min_px,
+    "ea_dists": Vgg16Features.min_px,
+    "ea_dists_dinov3": 16,
+    "ea_dists_dinov2": 14,
+    "ea_dists_convnext": CONVNEXT_STRIDE_PX,
+    "lpips_alex": AlexNetFeatures.min_px,
+    "lpips_vgg": Vgg16Features.min_px,
+}
+"""Deep loss → the least side of a picture that it takes: one pixel of its coarsest map, or one patch of a ViT."""
 
 
 class WeightedLosses(nn.Module):

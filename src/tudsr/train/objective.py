@@ -101,6 +101,12 @@ class Objective:
         y, x = (int(offset) for offset in rng.integers(self.jitter_px + 1, size=2))
         return sr[..., y : y + height, x : x + width], gt[..., y : y + height, x : x + width]
 
+    def total(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Return L_G, the weighted sum of the means that `pixel` and `deep` noted; a float32 scalar."""
+        weights = self.pixel_losses.weights | self.deep_losses.weights
+        weights |= {"gan": self.loss_gan} if self.net_d is not None else {}
+        return torch.stack([weight * means[f"loss_g_{name}"] for name, weight in weights.items()]).sum()
+
     def discriminator(self, sr: Tensor, gt: Tensor, figures: Figures, seed: Seed) -> Tensor:
         """Return L_D on a detached generated part and the true one."""
         assert self.net_d is not None, "asked for by those who have one"

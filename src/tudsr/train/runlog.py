@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tudsr.checkpoint import atomic_path, write_text
+from tudsr.checkpoint import write_text
 from tudsr.image import Picture, write_picture
 
 
@@ -86,28 +86,22 @@ def environment() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown»."""
-    here = Path(__file__).parent
+def commit(package: Path = Path(__file__).parents[1]) -> str:
+    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
+
+    Args:
+        package: the folder of the package. A package that was installed below some other project's checkout does not
+            get that project's commit.
+    """
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        top = _git(package, "rev-parse", "--show-toplevel")
+        if (Path(top) / "src" / "tudsr").resolve() != package.resolve():
+            return "unknown"
+        return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Save a training state atomically (tensors and plain values only)."""
-    with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Load what `save_state` wrote; nothing but tensors and plain values is accepted from the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

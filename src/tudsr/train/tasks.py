@@ -13,7 +13,7 @@ from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
 from tudsr.folder import Model
 from tudsr.one_step import TARGET_OF
-from tudsr.stage import Stage
+from tudsr.stage import Stage, whole_picture
 from tudsr.train.chunks import ChunkResult, cut, exact_loop, paper_loop, straddling_crops
 from tudsr.train.config import TrainConfig
 from tudsr.train.discriminators import Discriminator, frozen
@@ -42,11 +42,36 @@ class Task(Protocol):
         """Return what the model makes of an LQ picture, for validation."""
 
 
-def seeded_adapters(model: Model, config: TrainConfig) -> None:
-    """Prepare the adapters: stage 2 may start from LoRA-1's weights instead of the identity."""
+def seeded_adapters(model: Model, config: TrainConfig) -> list[str]:
+    """Prepare the adapters.
+
+    Stage 2 may start from LoRA-1's weights instead of the identity. Adapters that were made for a base do not fit the
+    one that training it leaves: stage 0 resets them to the identity.
+
+    Returns:
+        Notes for the run's record.
+
+    Raises:
+        ConfigError: when stage 1 is to train the base of a model whose adapters are not the identity.
+    """
+    unet = model.backbone.unet
     if config.stage == 2 and config.init_adapter == "from_stage_1":
-        unet = model.backbone.unet
         lora.load_state(unet, "stage_2", lora.state(unet, "stage_1"), "adapter stage_1")
+    stale = [name for name in lora.STAGES if _is_away(unet, name)] if config.train == "base" else []
+    if stale and config.stage > 0:
+        raise ConfigError(
+            f"train=base: the adapters {' and '.join(stale)} were trained on the base as it is; a model with fresh "
+            "adapters (B = 0) is expected."
+        )
+    for name in stale:
+        for layer in lora.layers(unet, name).values():
+            nn.init.zeros_(layer.lora_B[name].weight)
+    return [f"adapter {name} reset to the identity (B = 0): its base has changed" for name in stale]
+
+
+def _is_away(unet: nn.Module, name: str) -> bool:
+    """Say whether an adapter does anything: whether any B is not 0."""
+    return any(bool(layer.lora_B[name].weight.any()) for layer in lora.layers(unet, name).values())
 
 
 class PriorTask:
@@ -92,7 +117,7 @@ class GanTask:
         own_adapter = None if config.train == "base" else f"stage_{config.stage}"
         self.first = Stage(net, settings.t1, "stage_1") if config.stage == 2 else None
         self.stage = Stage(net, settings.t2 if config.stage == 2 else settings.t1, own_adapter)
-        self.grid = _grid(config, settings.windows)
+        self.grid, self.windows = _grid(config, settings.windows), settings.windows
         self.objective = Objective(config, net.device)
         self.net_d = self.objective.net_d
         self.nets = {"g": base_parameters(net) if own_adapter is None else lora.parameters(net.unet, own_adapter)}
@@ -112,23 +137,26 @@ class GanTask:
         sr = self._generator_pass(y, gt, crops, share, seed, figures).sr
         if self.net_d is not None:
             self._discriminator_pass(sr, gt, crops, share, seed, figures)
-        return figures.means()
+        means = figures.means()
+        return means | {"loss_g": self.objective.total(means)}
 
     def stage_input(self, lq: Tensor, side_px: int) -> Tensor:
         """Return the upsampled input of the stage that learns: in stage 2 the frozen stage 1 runs first."""
         if self.first is None:
             return Stage.upsample(lq, side_px, side_px)
         middle = side_px // self.config.n
-        with torch.no_grad(), self.first.active(self.config.lora_forward):
-            m = self.first(Stage.upsample(lq, middle, middle)).clamp(-1, 1)
+        m = self._picture(self.first, Stage.upsample(lq, middle, middle))
         return Stage.upsample(m, side_px, side_px)
 
     def restore(self, lq: Tensor, side_px: int) -> Tensor:
-        """Return the stage's picture, in one window: (B, 3, side, side)."""
-        with torch.no_grad(), self.autocast():
-            y = self.stage_input(lq, side_px)
-            with self.stage.active("merged"):
-                return self.stage(y).float()
+        """Return the picture of inference, (B, 3, side, side): the model's own windows, blended, colours fixed."""
+        with self.autocast():
+            return self._picture(self.stage, self.stage_input(lq, side_px))
+
+    @torch.no_grad()
+    def _picture(self, stage: Stage, lq_up: Tensor) -> Tensor:
+        with stage.active(self.config.lora_forward):
+            return whole_picture(stage, lq_up.float(), plan_windows(lq_up.shape[-2], lq_up.shape[-1], self.windows))
 
     def _crops(self, seed: Seed) -> tuple[Window, ...]:
         """Return where deep losses and D look: at each chunk, at random crops, or at the whole picture."""

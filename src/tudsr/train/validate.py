@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tudsr.config import WindowRange
 from tudsr.data.dataset import ValidationSet
+from tudsr.errors import ConfigError
 from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.stage import Stage
@@ -16,24 +18,40 @@ from tudsr.train.tasks import PriorTask, Task
 
 _SHOWN = 6
 _PRIOR_ROUNDS = 4
+_LEAST_PX = 64  # LPIPS on AlexNet takes 32 and DISTS 16, but on so little they say nothing
+
+
+def validation_side_px(config: TrainConfig, windows: WindowRange) -> int:
+    """Return the side of the validation crops, rounded down to what the model takes.
+
+    Raises:
+        ConfigError: when it would be below 64 px or one stride of each of the n windows.
+    """
+    multiple = windows.stride_px * config.n  # stage 2's first pass makes side / n
+    side = (config.val_crop_px or config.crop_px) // multiple * multiple
+    least = -(-max(_LEAST_PX, multiple) // multiple) * multiple
+    if side < least:
+        came = config.val_crop_px or f"crop_px={config.crop_px}"
+        raise ConfigError(f"val_crop_px is {came}; at least {least} px are expected for this model and n={config.n}.")
+    return side
 
 
 class Validation:
     """The validation photos' crops, the metrics, and a grid of samples.
 
     Args:
-        paths: photos set aside.
+        paths: photos set aside, already checked.
         config: of the run.
         device: of the model.
-        side_multiple_px: crops are rounded down to a multiple of this.
+        side_px: of the crops, from `validation_side_px`.
     """
 
-    def __init__(self, paths: Sequence[Path], config: TrainConfig, device: torch.device, side_multiple_px: int) -> None:
-        side = (config.val_crop_px or config.crop_px) // side_multiple_px * side_multiple_px
+    def __init__(self, paths: Sequence[Path], config: TrainConfig, device: torch.device, side_px: int) -> None:
         self.set = ValidationSet(
-            paths, crop_px=side, scale=config.val_scale, degradation="light", seed=config.seed, crop="detail"
-        )
-        self.device, self.side_px, self.seed = device, side, config.seed
+            paths, crop_px=side_px, scale=config.val_scale, degradation="light", seed=config.seed, crop="detail",
+            checked=True,
+        )  # fmt: skip
+        self.device, self.side_px, self.seed = device, side_px, config.seed
         if config.stage > 0:
             self.dists = Dists().load(config.weights_dir).to(device).eval()
             self.lpips = Lpips("alex").load(config.weights_dir).to(device).eval()

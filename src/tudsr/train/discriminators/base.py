@@ -20,6 +20,7 @@ class Discriminator(nn.Module):
     """
 
     frozen_parts: tuple[str, ...] = ()
+    min_px = 64  # the least side that is promised to work; smaller ones leave a ViT a handful of tokens
 
     def __init__(self, augment: str = "") -> None:
         """Set up the augmentation.

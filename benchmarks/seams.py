@@ -1,0 +1,84 @@
+"""Do window borders show? The seam index of a model over pictures, for several windows and overlaps.
+
+    python benchmarks/seams.py --photos ../shared/data/test/kodak --scale 4 --tile-px 256 --overlap-px 16 32 64
+
+Two runs of each picture, their grids half a tile apart; pictures of one size are pooled. Quality beside it: DISTS
+between the run in small windows and the run in the model's own, which is what the windows cost.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+
+from tudsr.config import WindowRange
+from tudsr.data.degradation import degrade
+from tudsr.data.photos import find_photos
+from tudsr.eval.seams import seam_index
+from tudsr.image import Picture, read_picture
+from tudsr.perceptual.dists import Dists
+from tudsr.pipeline import TUDSR, Request
+from tudsr.windows import half_tile_px, plan_windows
+
+
+def measure(model: TUDSR, inputs: list[Picture], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
+    """Return the pooled seam index of one setting; all inputs have one size."""
+    stride = model.config.windows.stride_px
+    own = WindowRange(min_px=tile_px, max_px=tile_px, stride_px=stride, overlap_px=overlap_px)
+    base = Request(scale=scale, tile_px=tile_px, overlap_px=overlap_px)
+    outs: dict[str, list[torch.Tensor]] = {"plain": [], "shifted": [], "whole": []}
+    for picture in inputs:
+        height, width = (round(side * scale) for side in (picture.height, picture.width))
+        shift = half_tile_px(height, width, own)
+        requests = {
+            "plain": base,
+            "shifted": base.model_copy(update={"shift_px": shift}),
+            "whole": Request(scale=scale),
+        }
+        for key, request in requests.items():
+            outs[key].append(model.upscale_picture(picture, request).pixels)
+    grids = plan_windows(height, width, own), plan_windows(height, width, own, shift)
+    plain, shifted, whole = (torch.cat(outs[key]) for key in ("plain", "shifted", "whole"))
+    report = seam_index(plain, shifted, *grids)
+    with torch.no_grad():
+        cost = torch.cat([dists(a[None], b[None]) for a, b in zip(plain, whole, strict=True)]).mean().item()
+    return {
+        "tile_px": tile_px, "overlap_px": overlap_px, "windows": len(grids[0].windows),
+        "gradient_ratio": round(report.gradient_ratio, 4), "step_ratio": round(report.step_ratio, 4),
+        "mean_abs_difference_8bit": round((plain - shifted).abs().mean().item() * 127.5, 4),
+        "dists_to_own_windows": round(cost, 5),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--tile-px", type=int, nargs="+", default=[256])
+    parser.add_argument("--overlap-px", type=int, nargs="+", default=[32])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    model, dists = TUDSR.load(args.model), Dists().load()
+    truths = [read_picture(path).pixels[0] for path in find_photos(args.photos)[: args.limit]]
+    truths = [gt for gt in truths if gt.shape == truths[0].shape]  # one size, so that they can be pooled
+    height, width = (side // args.scale for side in truths[0].shape[-2:])
+    inputs = [
+        Picture(pixels=degrade(gt, height, width, preset="light", seed=0, index=i)[None]) for i, gt in enumerate(truths)
+    ]
+    rows = [
+        measure(model, inputs, args.scale, tile, overlap, dists) for tile in args.tile_px for overlap in args.overlap_px
+    ]
+    result = {
+        "benchmark": "seams", "model": Path(args.model).name, "set": args.photos.name, "pictures": len(inputs),
+        "scale": args.scale, "rows": rows, "machine": machine.describe(),
+    }  # fmt: skip
+    machine.write(args.out, result)
+
+
+if __name__ == "__main__":
+    main()

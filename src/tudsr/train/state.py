@@ -1,0 +1,105 @@
+"""What a run leaves to be resumed from: collected from its parts, compared with the settings, put back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tudsr.checkpoint import atomic_path
+from tudsr.errors import ConfigError
+from tudsr.train.config import TrainConfig
+from tudsr.train.ema import Ema
+from tudsr.train.tasks import Task
+
+STATE_NAME = "state.pt"
+LOCAL = frozenset({"model", "data", "out", "weights_dir", "init_discriminator"})
+"""Paths of one machine, not part of what a run is."""
+
+# val_count is not among them: it says which photos are trained on.
+FREE = ("steps", "val_crop_px", "val_scale", "val_every", "log_every", "checkpoint_every", "workers", "cache_mb")
+"""Settings that a resumed run may change: the steps so far would have been the same."""
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Save a training state atomically (tensors and plain values only)."""
+    with atomic_path(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Load what `save_state` wrote; nothing but tensors and plain values is accepted from the file."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def previous_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
+    """Return the state of the run in a folder, or None when there is none.
+
+    Raises:
+        ConfigError: when there is one, but it is not to be resumed.
+    """
+    path = out / STATE_NAME
+    if not path.exists():
+        return None
+    if not resume:
+        raise ConfigError(f"{out}: holds a run already; add --resume to go on, or give another folder.")
+    return load_state(path)
+
+
+def identity(config: TrainConfig, model_sha256: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """Return what makes a run the one it is, as plain values.
+
+    Args:
+        config: resolved settings.
+        model_sha256: weight file → hash, of the model that the run starts from.
+        processes: how many train together.
+    """
+    return {
+        "config": config.model_dump(mode="json", exclude=set(LOCAL)),
+        "model_sha256": dict(model_sha256),
+        "processes": processes,
+    }
+
+
+def check_same(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare a state's identity with the run's that is to go on from it.
+
+    Raises:
+        ConfigError: naming the first setting that differs and is not in FREE.
+    """
+    then = state["identity"]
+    values, wanted = ({**side["config"], "the number of processes": side["processes"]} for side in (then, now))
+    for key in sorted(values.keys() & wanted.keys() - set(FREE)):
+        if values[key] != wanted[key]:
+            raise ConfigError(
+                f"{key} is {wanted[key]!r}, but the run to resume was made with {values[key]!r}; what may change is "
+                f"{', '.join(FREE)}."
+            )
+    if then["model_sha256"] != now["model_sha256"]:
+        raise ConfigError("model: its weights are not those that the run to resume started from.")
+
+
+def collect(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], ema: Ema) -> dict[str, Any]:
+    """Return the part of a state that learns, and torch's random state."""
+    state = {
+        "rng": torch.get_rng_state(),
+        "ema": ema.state_dict(),
+        "nets": {name: [p.detach() for p in net] for name, net in task.nets.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+    }
+    if task.net_d is not None:
+        state["discriminator"] = task.net_d.trainable_state_dict()  # spectral norms' vectors too
+    return state
+
+
+@torch.no_grad()
+def put_back(state: Mapping[str, Any], task: Task, optimizers: Mapping[str, torch.optim.Optimizer], ema: Ema) -> None:
+    """Restore what `collect` returned, in place."""
+    torch.set_rng_state(state["rng"])
+    for name, net in task.nets.items():
+        for parameter, value in zip(net, state["nets"][name], strict=True):
+            parameter.copy_(value)
+        optimizers[name].load_state_dict(state["optimizers"][name])
+    if task.net_d is not None:
+        task.net_d.load_trainable_state_dict(state["discriminator"])
+    ema.load_state_dict(state["ema"])

@@ -1,0 +1,95 @@
+"""The wheel holds what the package needs; the README's commands exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from tudsr.apps.cli import app
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "tudsr"
+TINY = PACKAGE / "weights" / "tiny"
+BUILD_NEEDS = ("pyproject.toml", "README.md", "LICENSE")
+
+
+def names_below(folder: Path, root: Path) -> set[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(root).as_posix() for path in files}
+
+
+@pytest.mark.slow
+def test_a_wheel_works_from_anywhere(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    checkout = tmp_path / "checkout"  # a copy: the build leaves folders behind, and takes what older builds left
+    shutil.copytree(PACKAGE, checkout / "src" / "tudsr", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BUILD_NEEDS:
+        shutil.copy(ROOT / name, checkout / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(checkout)]
+    made = subprocess.run(build, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("tudsr-*.whl")
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+
+    wanted = names_below(PACKAGE / "perceptual" / "tables", PACKAGE.parent) | {"tudsr/py.typed"}
+    wanted |= {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
+    has_tiny = (TINY / "tudsr.json").is_file()
+    if has_tiny:
+        wanted |= names_below(TINY, PACKAGE.parent)
+    assert wanted - names_below(unpacked, unpacked) == set()
+
+    command = ["info", "tiny"] if has_tiny else ["--help"]
+    environment = os.environ | {"PYTHONPATH": str(unpacked)}
+    where = "import tudsr; print(tudsr.__file__)"
+    found = subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, env=environment, text=True)
+    assert Path(found.strip()).is_relative_to(unpacked)
+    call = [sys.executable, "-m", "tudsr", *command]
+    result = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    assert ("tiny" if has_tiny else "Usage:") in result.stdout
+
+
+def readme_commands() -> list[str]:
+    """Return the lines of README's sh blocks that call tudsr, and the calls in its running text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in [*lines, *re.findall(r"`([^`]+)`", prose)] if line.startswith("tudsr ")]
+
+
+def unknown_words(line: str) -> list[str]:
+    """Return the words of a call that are no command, and the options that the command does not have."""
+    command: Any = get_command(app)
+    words = shlex.split(line, comments=True)[1:]
+    while words and hasattr(command, "commands"):
+        if words[0] not in command.commands:
+            return words[:1]
+        command = command.commands[words.pop(0)]
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
+    return [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+
+
+def test_the_readme_has_commands():
+    assert {shlex.split(line, comments=True)[1] for line in readme_commands()} >= {"upscale", "models", "info", "train"}
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readmes_commands_exist(line):
+    assert unknown_words(line) == []
+
+
+@pytest.mark.parametrize("line", ["tudsr enlarge a.png", "tudsr upscale a.png --sclae 4", "tudsr models make tiny"])
+def test_a_command_that_does_not_exist_is_found(line):
+    assert len(unknown_words(line)) == 1
