@@ -156,7 +156,8 @@ class GanTask:
     @torch.no_grad()
     def _picture(self, stage: Stage, lq_up: Tensor) -> Tensor:
         with stage.active(self.config.lora_forward):
-            return whole_picture(stage, lq_up.float(), plan_windows(lq_up.shape[-2], lq_up.shape[-1], self.windows))
+            wide = lq_up.to(torch.promote_types(lq_up.dtype, torch.float32))
+            return whole_picture(stage, wide, plan_windows(lq_up.shape[-2], lq_up.shape[-1], self.windows))
 
     def _crops(self, seed: Seed) -> tuple[Window, ...]:
         """Return where deep losses and D look: at each chunk, at random crops, or at the whole picture."""
