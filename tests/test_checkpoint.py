@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tudsr.checkpoint import (
     atomic_path,
     load_tensors,
+    replaced_folder,
     save_tensors,
     sha256_file,
     verify_hashes,
@@ -106,3 +107,20 @@ def test_hashes_and_their_verification(tmp_path: Path):
     assert lines[0] == "a.safetensors: missing"
     assert lines[1] == "unet/c.safetensors: not listed in tudsr.json"
     assert lines[2].startswith("unet/b.safetensors: SHA-256 is ")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    target = tmp_path / "model"
+    for text in ("first", "second"):
+        with replaced_folder(target) as folder:
+            (folder / text).write_text(text)
+
+    def fail() -> None:
+        with replaced_folder(target) as folder:
+            (folder / "third").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success it takes the place of `path`, else it is removed.
+
+    A kill leaves the old folder or the new one, whole, under one of the two names; only between two renames is there
+    none under `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (path.with_name(f".{path.name}.{word}") for word in ("new", "old"))
+    for rest in (fresh, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from tudsr.checkpoint import save_tensors
+from tudsr.checkpoint import replaced_folder, save_tensors
 from tudsr.config import ModelConfig
 from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
@@ -217,8 +217,8 @@ class Trainer:
             "commit": commit(), "photos": len(self.photos.training), "photos_sha256": self._photos_hash(),
             "config": self.identity["config"],
         } | ({"notes": self.notes} if self.notes else {})  # fmt: skip
-        with self.ema.applied():
-            save_model(self.config.out / name, self.model, torch.bfloat16, record)
+        with self.ema.applied(), replaced_folder(self.config.out / name) as folder:
+            save_model(folder, self.model, torch.bfloat16, record)
         if self.task.net_d is not None:
             # Not in the folder itself, whose weight files are all listed in its tudsr.json.
             path = self.config.out / f"{name}_discriminator.safetensors"
