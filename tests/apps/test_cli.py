@@ -102,6 +102,15 @@ def test_a_mistake_in_a_real_process(tmp_path):
     assert result.stderr == "Error: gone.png: no such file or folder.\n"
 
 
+@pytest.fixture
+def python_sigint():
+    """Python's own handler: a job started in the background inherits an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_sigint")
 def test_control_c_exits_130(call, monkeypatch, tmp_path):
     def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
