@@ -98,7 +98,7 @@ def main() -> None:
     result = {
         "benchmark": "heldout", "set": args.photos.name, "pictures": count, "scale": args.scale, "seed": args.seed,
         "degradation": "given" if args.lq else "light", "model": Path(args.model).name,
-        "sha256": model.config.sha256, "means": means, "machine": machine.describe(),
+        "sha256": model.config.sha256, "means": means,
     }  # fmt: skip
     machine.write(args.out, result)
 

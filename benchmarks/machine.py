@@ -30,8 +30,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def write(path: Path | None, result: dict[str, Any]) -> None:
-    """Print a result and, with a path, keep it."""
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    """Print a result with the machine it was made on and, with a path, keep it."""
+    text = json.dumps(result | {"machine": describe()}, indent=2, ensure_ascii=False) + "\n"
     print(text, end="")
     if path is not None:
         write_text(path, text)

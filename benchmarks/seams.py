@@ -75,7 +75,7 @@ def main() -> None:
     ]
     result = {
         "benchmark": "seams", "model": Path(args.model).name, "set": args.photos.name, "pictures": len(inputs),
-        "scale": args.scale, "rows": rows, "machine": machine.describe(),
+        "scale": args.scale, "rows": rows,
     }  # fmt: skip
     machine.write(args.out, result)
 

@@ -63,7 +63,6 @@ def main() -> None:
         "seconds_per_megapixel": round(machine.spread(warm)["median"] / megapixels, 4),
         "seconds_cold_start_included": machine.spread(cold),
         "peak_rss_mb": machine.spread([row["peak"] for row in rows]),
-        "machine": machine.describe(),
     }  # fmt: skip
     machine.write(args.out, result)
 

@@ -36,7 +36,7 @@ def attach(unet: nn.Module, name: str, spec: LoraSpec) -> None:
         name: the adapter's name, one of STAGES.
         spec: rank, alpha, target module names.
     """
-    with _flags_kept(unet), warnings.catch_warnings():
+    with flags_kept(unet), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are the point
         config = LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, init_lora_weights="gaussian", target_modules=list(spec.targets)
@@ -128,9 +128,9 @@ def switched(unet: nn.Module, name: str | None) -> Iterator[None]:
     """
     tuners = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
     before = [(list(t.active_adapters), t.disable_adapters) for t in tuners]
-    with _flags_kept(unet):
+    with flags_kept(unet):
         try:
-            with _flags_kept(unet):
+            with flags_kept(unet):
                 for tuner in tuners:
                     tuner.enable_adapters(name is not None)
                     if name is not None:
@@ -146,8 +146,9 @@ LORA_FORWARDS = {"merged": merged, "switched": switched}
 
 
 @contextlib.contextmanager
-def _flags_kept(unet: nn.Module) -> Iterator[None]:
-    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+def flags_kept(net: nn.Module) -> Iterator[None]:
+    """Put every requires_grad flag of a net back on leaving, on errors too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
     try:
         yield
     finally:

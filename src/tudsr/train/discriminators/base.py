@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.errors import ConfigError, WeightsError
+from tudsr.lora import flags_kept
 from tudsr.train.discriminators.augment import DiffAugment
 
 
@@ -96,14 +97,9 @@ def frozen(net: nn.Module) -> Iterator[None]:
     For the generator's step: its gradient flows through the discriminator but leaves the discriminator's own
     gradients untouched. Source: METHOD, «Losses».
     """
-    flags = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    with flags_kept(net):
+        net.requires_grad_(False)
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

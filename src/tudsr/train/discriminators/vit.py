@@ -9,12 +9,11 @@ import torch.nn.functional as F  # noqa: N812 (the name torch's own documentatio
 from torch import Tensor, nn
 
 from tudsr.errors import ConfigError, WeightsError
+from tudsr.perceptual.dists import IMAGENET_MEAN, IMAGENET_STD
 from tudsr.train.discriminators.base import Discriminator, check_at_least
 from tudsr.train.discriminators.heads import token_head
 
 RANDOM = "random"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
