@@ -143,6 +143,55 @@ def train(
     typer.echo(str(out / "model"))
 
 
+@app.command("eval")
+def evaluate(
+    lq: Annotated[Path, typer.Option(help="Folder of inputs.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    scale: Annotated[float, typer.Option(help="Ratio of the outputs to the inputs, at least 1.")],
+    gt: Annotated[Path | None, typer.Option(help="Folder of true pictures, paired with the inputs by name.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Embedded name, folder or hub id; may come again.")] = None,
+    outputs: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Outputs of something else.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names with commas between, pyiqa's too.")] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="M4, N4, M2N2, M8, N8 and M4N2 of one model.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Folder of the metrics' networks.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many pictures only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure models and foreign outputs side by side, beside bicubic.
+
+    Writes results.json, results.csv and index.html to the report's folder. Pictures that cannot be used are named and
+    left out.
+    """
+    from tudsr.apps.evaluate import make_config, run_eval, table_lines
+
+    options = {
+        "lq": lq, "gt": gt, "scale": scale, "model": tuple(model or ()), "ablate": ablate, "out": out,
+        "weights": weights, "device": device, "dtype": dtype, "threads": threads, "limit": limit,
+    }  # fmt: skip
+    results = run_eval(make_config(outputs or (), metrics, options))
+    if as_json:
+        typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo("\n".join([*table_lines(results), str(out / "index.html")]))
+
+
+@app.command()
+def degrade(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of sharp photos.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set: gt, lq and degraded.json.")],
+    preset: Annotated[Literal["light", "heavy"], typer.Option(help="How strongly.")],
+    scale: Annotated[int, typer.Option(min=1, help="Ratio of the photos to their degraded partners.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+) -> None:
+    """Make a paired test set from sharp photos, the same bytes every time."""
+    from tudsr.apps.degrade import run_degrade
+
+    typer.echo("\n".join(run_degrade(source, out, preset, scale, seed)))
+
+
 def main() -> None:
     """Run the command; an error that the user can mend is one sentence on stderr and exit code 2 (Ctrl-C: 130)."""
     try:

@@ -7,7 +7,7 @@ picture to 8 bits first (or read it back from its file) to compare with them.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from tudsr.errors import InputError
 from tudsr.eval.niqe import niqe
+from tudsr.eval.seams import seam_index
 from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.resize import downsample
+from tudsr.windows import WindowGrid
 
-MetricFn = Callable[[Tensor, Tensor | None], float]
+# (sr, reference) -> value; Metric.reference says what the second argument is
+MetricFn = Callable[[Any, Any], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,10 @@ class Metric:
     """What a metric is and how to get it.
 
     `range` is the span that values can take; `border_px` is cropped from each side before measuring; `reference` says
-    what the second argument of the function has to be; `load(weights_dir)` returns the function (sr, reference) ->
-    value, loading its network if it has one.
+    what the second argument of the function has to be: the true picture, the input, nothing, a `ShiftedRun` of the
+    model itself, or, for a metric of whole sets, the folder of true pictures (then the first argument is the folder
+    of outputs); `load(weights_dir)` returns the function (sr, reference) -> value, loading its network if it has one;
+    `licence` says what the user of somebody else's code has to know.
     """
 
     name: str
@@ -36,9 +41,10 @@ class Metric:
     range: tuple[float, float]
     color_space: str
     border_px: int
-    reference: Literal["gt", "lq", "none"]
+    reference: Literal["gt", "lq", "none", "model", "set"]
     source: str
     load: Callable[[Path | None], MetricFn]
+    licence: str = ""
 
     @property
     def higher_is_better(self) -> bool:
@@ -47,8 +53,18 @@ class Metric:
 
     @property
     def needs_gt(self) -> bool:
-        """True when the metric compares with the true picture."""
-        return self.reference == "gt"
+        """True when the metric compares with the true picture, or a set of outputs with the set of true pictures."""
+        return self.reference in ("gt", "set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedRun:
+    """One model's output twice, not rounded, its windows lying elsewhere: plain and shifted, (1, 3, H, W)."""
+
+    plain: Tensor
+    shifted: Tensor
+    grid: WindowGrid
+    shifted_grid: WindowGrid
 
 
 def luma_studio(x: Tensor) -> Tensor:
@@ -157,6 +173,12 @@ def _lr_consistency(sr: Tensor, lq: Tensor | None) -> float:
     return psnr(downsample(sr, *lq.shape[-2:]), lq, 2.0)
 
 
+def _seams(sr: Tensor, run: ShiftedRun | None) -> float:
+    if run is None:
+        raise InputError("seams: two runs of the model are needed, and these outputs are not a model's.")
+    return seam_index(run.plain, run.shifted, run.grid, run.shifted_grid).gradient_ratio
+
+
 def _network(name: str, net: nn.Module) -> MetricFn:
     """Wrap a distance network: the net follows the picture's device and runs without gradient."""
 
@@ -250,6 +272,16 @@ METRICS: dict[str, Metric] = {
             reference="lq",
             source="ours: PSNR between the output, brought down by antialiased bicubic, and the input; dB",
             load=lambda weights_dir: _lr_consistency,
+        ),
+        Metric(
+            name="seams",
+            direction="lower",
+            range=(0.0, float("inf")),
+            color_space="RGB",
+            border_px=0,
+            reference="model",
+            source="ours: the seam index's gradient_ratio, see eval/seams.py; 1 is no seam",
+            load=lambda weights_dir: _seams,
         ),
     )
 }

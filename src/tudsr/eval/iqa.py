@@ -1,0 +1,127 @@
+"""Metrics that are not ours: every one of pyiqa's by its own name, where the extra `iqa` is installed."""
+
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tudsr.errors import ConfigError, InputError, WeightsError
+from tudsr.eval.metrics import METRICS, Metric, MetricFn
+from tudsr.image import Picture, write_picture
+
+REMEDY = "pip install tudsr[iqa]"
+LICENCE = (
+    "pyiqa is under the PolyForm Noncommercial License 1.0.0 and its networks' weights under licences of their own: "
+    "figures made with it are not for commercial use"
+)
+SET_METRICS = frozenset({"fid", "fid_dinov2", "fid_mmd"})
+"""pyiqa's metrics that compare the folder of outputs with the folder of true pictures."""
+
+# What pyiqa and the libraries below it raise on pictures that a metric cannot take (too small, mostly) …
+_MEASURE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError)
+# … and when weights cannot be fetched or read.
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, AssertionError)
+
+
+def find_metric(name: str, device: torch.device) -> Metric:
+    """Return a metric of ours, else pyiqa's of that name, which is built at once to learn its direction.
+
+    Args:
+        name: a key of METRICS or one of pyiqa's names (musiq, maniqa-pipal, clipiqa+, liqe, fid, …).
+        device: where pyiqa's networks go.
+
+    Raises:
+        ConfigError: for a name that is not ours when pyiqa is not installed, or that neither has.
+        WeightsError: when pyiqa cannot load the metric's networks.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    known = f"{name!r} is not one of tudsr's metrics ({', '.join(METRICS)})"
+    try:
+        pyiqa = import_module("pyiqa")
+    except ImportError as error:
+        raise ConfigError(f"{known}, and pyiqa, which has more, cannot be imported ({error}): {REMEDY}.") from error
+    if name not in pyiqa.list_models():
+        raise ConfigError(f"{known}, nor one of pyiqa's; pyiqa.list_models() lists those.")
+    try:
+        net = pyiqa.create_metric(name, device=device)
+    except _LOAD_ERRORS as error:
+        raise WeightsError(f"pyiqa's metric {name!r} cannot be loaded ({error}).") from error
+    return _entry(name, net, str(getattr(pyiqa, "__version__", "")))
+
+
+def _entry(name: str, net: Any, version: str) -> Metric:
+    whole_set = name in SET_METRICS
+    one_by_one = _pictures(name, net)
+    return Metric(
+        name=name,
+        direction="lower" if net.lower_better else "higher",
+        range=_range(str(getattr(net, "score_range", ""))),
+        color_space="RGB, or what pyiqa makes of it",
+        border_px=0,
+        reference="set" if whole_set else "gt" if net.metric_mode == "FR" else "none",
+        source=f"pyiqa {version}: {name}".replace("  ", " "),
+        load=lambda weights_dir: _folders(name, net) if whole_set else one_by_one,
+        licence=LICENCE,
+    )
+
+
+def _range(text: str) -> tuple[float, float]:
+    """Read «0, 1» or «~0, ~100»; without any, a metric may be anything from 0 up."""
+    bounds = [float(word) for word in re.findall(r"[-+]?(?:\d+(?:\.\d+)?|inf)", text)]
+    return (bounds[0], bounds[1]) if len(bounds) == 2 and math.isfinite(bounds[0]) else (0.0, math.inf)
+
+
+def _pictures(name: str, net: Any) -> MetricFn:
+    """Wrap a metric of single pictures, which takes (1, 3, H, W) in [0, 1]."""
+
+    def measure(sr: Tensor, gt: Tensor | None) -> float:
+        inputs = [(x.clamp(-1, 1) + 1) / 2 for x in (sr, gt) if x is not None]
+        if net.metric_mode == "FR" and len(inputs) < 2:
+            raise InputError(f"{name}: a reference picture is needed and none was given.")
+        try:
+            with torch.no_grad():
+                return float(net(*inputs[: 2 if net.metric_mode == "FR" else 1]))
+        except _MEASURE_ERRORS as error:
+            raise InputError(f"{name}: pyiqa cannot measure this picture ({error}).") from error
+
+    return measure
+
+
+def _folders(name: str, net: Any) -> MetricFn:
+    """Wrap a metric that takes the folder of outputs and the folder of true pictures."""
+
+    def measure(outputs: Path, truths: Path) -> float:
+        try:
+            return float(net(str(outputs), str(truths)))
+        except _MEASURE_ERRORS as error:
+            raise InputError(f"{name}: pyiqa cannot measure this set ({error}).") from error
+
+    return measure
+
+
+def measure_set(fn: MetricFn, outputs: Mapping[str, Path], truths: Mapping[str, Tensor]) -> float:
+    """Measure whole sets, of exactly the pictures that both have.
+
+    Args:
+        fn: of a metric whose reference is «set».
+        outputs: picture → file of its output.
+        truths: picture → true picture of the output's size, (1, 3, H, W) in [-1, 1].
+
+    Raises:
+        InputError: when the metric cannot measure them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder, "outputs"), Path(folder, "truths")
+        ours.mkdir()
+        for name, path in outputs.items():
+            shutil.copyfile(path, ours / f"{name}{path.suffix}")
+            write_picture(theirs / f"{name}.png", Picture(pixels=truths[name]))
+        return float(fn(ours, theirs))

@@ -1,0 +1,158 @@
+"""Figures of finished outputs: each picture by each metric, then means with intervals."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tudsr.errors import TudsrError
+from tudsr.eval.bootstrap import mean_interval
+from tudsr.eval.iqa import measure_set
+from tudsr.eval.methods import Method
+from tudsr.eval.metrics import Metric, MetricFn
+from tudsr.eval.outputs import Output, Skip
+from tudsr.eval.pairs import Loaded, Pair, read_output, read_pair
+from tudsr.resize import output_size
+
+Figures = dict[str, float | None]  # metric -> value
+Made = Mapping[str, Mapping[str, Output]]  # method -> picture -> output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A metric with its function loaded."""
+
+    metric: Metric
+    fn: MetricFn
+
+
+def measure_pictures(
+    pairs: Sequence[Pair],
+    methods: Sequence[Method],
+    made: Made,
+    measures: Sequence[Measure],
+    *,
+    scale: float,
+    device: torch.device,
+    skip: Skip,
+    step: Callable[[], None],
+) -> dict[str, dict[str, Figures]]:
+    """Measure every output of every picture.
+
+    A figure is None where it cannot be had: without an output, without what the metric compares to (a method of
+    another scale than the true pictures', a seam without windows), or for a picture that the metric refuses.
+
+    Args:
+        pairs: the pictures.
+        methods: what made the outputs.
+        made: their files.
+        measures: what to measure; metrics of whole sets are left out here.
+        scale: ratio of the true pictures to the inputs.
+        device: where to measure.
+        skip: called with (file, reason) for each output or figure that could not be had though it should.
+        step: called after each picture.
+
+    Returns:
+        picture → method → metric → value.
+    """
+    figures: dict[str, dict[str, Figures]] = {}
+    single = [measure for measure in measures if measure.metric.reference != "set"]
+    for pair in pairs:
+        loaded = read_pair(pair, scale)
+        h, w = loaded.lq.shape[-2:]
+        figures[pair.name] = {}
+        for method in methods:
+            output = made[method.name].get(pair.name)
+            values: Figures = {measure.metric.name: None for measure in single}
+            figures[pair.name][method.name] = values
+            if output is None:
+                continue
+            try:
+                sr = read_output(output.path, *output_size(h, w, method.scale))
+            except TudsrError as error:
+                skip(str(output.path), f"{method.name}: {error}")
+                continue
+            for measure in single:
+                if not _applies(measure.metric, method, scale):
+                    continue
+                try:
+                    values[measure.metric.name] = _value(measure, method, sr, loaded, device)
+                except TudsrError as error:
+                    skip(str(output.path), f"{method.name}: {error}")
+        step()
+    return figures
+
+
+def _applies(metric: Metric, method: Method, scale: float) -> bool:
+    if metric.needs_gt:
+        return method.scale == scale
+    return metric.reference != "model" or method.shifted is not None
+
+
+def _value(measure: Measure, method: Method, sr: Tensor, loaded: Loaded, device: torch.device) -> float | None:
+    """Return a figure; None for a PSNR of equal pictures, which JSON cannot hold, and what else is not finite."""
+    reference: Any = {"gt": loaded.gt, "lq": loaded.lq}.get(measure.metric.reference)
+    if measure.metric.reference == "model":
+        assert method.shifted is not None, "others do not get here"
+        reference = method.shifted(loaded.lq)
+    elif reference is not None:
+        reference = reference.to(device)
+    with torch.no_grad():
+        value = float(measure.fn(sr.to(device), reference))
+    return value if math.isfinite(value) else None
+
+
+def measure_sets(
+    pairs: Sequence[Pair],
+    methods: Sequence[Method],
+    made: Made,
+    measures: Sequence[Measure],
+    *,
+    scale: float,
+    skip: Skip,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure what only whole sets have: method → metric → {mean, low, high, count}, the interval being the figure."""
+    whole = [measure for measure in measures if measure.metric.reference == "set"]
+    found: dict[str, dict[str, dict[str, Any]]] = {method.name: {} for method in methods}
+    if not whole:
+        return found
+    truths = {pair.name: gt for pair in pairs if (gt := read_pair(pair, scale).gt) is not None}
+    for method in methods:
+        paths = {name: output.path for name, output in made[method.name].items() if _fits(output.path, truths[name])}
+        if method.scale != scale or not paths:
+            continue
+        for measure in whole:
+            try:
+                value = measure_set(measure.fn, paths, truths)
+            except TudsrError as error:
+                skip(method.name, str(error))
+                continue
+            found[method.name][measure.metric.name] = {"mean": value, "low": value, "high": value, "count": len(paths)}
+    return found
+
+
+def _fits(path: Path, gt: Tensor) -> bool:
+    try:
+        read_output(path, *gt.shape[-2:])
+    except TudsrError:
+        return False  # said when it was measured by itself
+    return True
+
+
+def means(figures: Sequence[Figures], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return one method's means with intervals: metric → {mean, low, high, count}; a metric without figures is absent.
+
+    Args:
+        figures: of each picture.
+        names: of the metrics.
+    """
+    found = {}
+    for name in names:
+        values = [value for picture in figures if (value := picture.get(name)) is not None]
+        if values:
+            found[name] = asdict(mean_interval(values))
+    return found

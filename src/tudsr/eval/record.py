@@ -1,0 +1,156 @@
+"""What a report's files say: the parts of results.json, where it was made, and the writing of all three files."""
+
+import csv
+import io
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tudsr.checkpoint import sha256_file, write_text
+from tudsr.device import pick_dtype
+from tudsr.eval.measure import Figures, Made, means
+from tudsr.eval.methods import Method
+from tudsr.eval.metrics import Metric
+from tudsr.eval.pairs import Pair
+from tudsr.image import read_picture
+from tudsr.resize import output_size
+
+RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def machine(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Return what figures and seconds depend on beside the code: versions, processor, threads, device, dtype."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(pick_dtype(dtype, device)).removeprefix("torch."),
+    }
+
+
+def commit() -> str:
+    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
+
+    A package that was installed below some other project's checkout does not get that project's commit.
+    """
+    package = Path(__file__).resolve().parents[1]
+    try:
+        top = _git(package, "rev-parse", "--show-toplevel")
+        if (Path(top) / "src" / "tudsr").resolve() != package:
+            return "unknown"
+        return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def metric_record(metric: Metric) -> dict[str, Any]:
+    """Return what results.json says of a metric; no upper end of its range is null."""
+    low, high = metric.range
+    record = {
+        "direction": metric.direction,
+        "range": [low, high if math.isfinite(high) else None],
+        "color_space": metric.color_space,
+        "border_px": metric.border_px,
+        "reference": metric.reference,
+        "source": metric.source,
+    }
+    return record | ({"licence": metric.licence} if metric.licence else {})
+
+
+def picture_record(
+    pair: Pair, scale: float, out: Path, methods: Sequence[Method], made: Made, figures: Mapping[str, Figures]
+) -> dict[str, Any]:
+    """Return what results.json says of a picture.
+
+    Args:
+        pair: its files.
+        scale: of the report. Only outputs of this scale are named, which lie over each other pixel by pixel; the
+            figures are there for all.
+        out: the report's folder, which the paths of our own outputs are relative to.
+        methods: all.
+        made: method → picture → output.
+        figures: method → metric → value.
+    """
+    found = {m.name: output for m in methods if (output := made[m.name].get(pair.name)) is not None}
+    foreign = {m.name for m in methods if m.kind == "outputs"}
+    paths = {
+        name: str(output.path.resolve()) if name in foreign else output.path.relative_to(out).as_posix()
+        for name, output in found.items()
+    }
+    return {
+        "name": pair.name,
+        "lq": _file_record(pair.lq),
+        "gt": None if pair.gt is None else _file_record(pair.gt),
+        "outputs": {m.name: paths[m.name] for m in methods if m.name in paths and m.scale == scale},
+        "figures": {m.name: figures[m.name] for m in methods},
+        "seconds": {m.name: found[m.name].seconds if m.name in found else None for m in methods},
+    }
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    picture = read_picture(path)
+    return {"path": str(path), "sha256": sha256_file(path), "size": [picture.width, picture.height]}
+
+
+def method_record(
+    method: Method, metrics: Sequence[Metric], pictures: Sequence[dict[str, Any]], of_sets: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what results.json says of a method.
+
+    Args:
+        method: which.
+        metrics: all.
+        pictures: every picture's record.
+        of_sets: the figures of metrics of whole sets, as `means` gives them.
+    """
+    figures = [picture["figures"][method.name] for picture in pictures]
+    timed = [picture for picture in pictures if picture["seconds"][method.name] is not None]
+    seconds = sum(picture["seconds"][method.name] for picture in timed)
+    sizes = [picture["lq"]["size"] for picture in timed]
+    pixels = sum(math.prod(output_size(height, width, method.scale)) for width, height in sizes)
+    return method.record() | {
+        "means": {**means(figures, [metric.name for metric in metrics]), **of_sets},
+        "seconds_per_mp": seconds / pixels * 1e6 if timed else None,
+        "seconds_per_picture": seconds / len(timed) if timed else None,
+    }
+
+
+def write_report(results: dict[str, Any], out: Path) -> None:
+    """Write results.json, results.csv and the page."""
+    from tudsr.eval.page import write_page
+
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(out / RESULTS_JSON, text)
+    write_text(out / RESULTS_CSV, table(results))
+    write_page(results, out)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return results.csv: a row for each picture and method; what is not known is empty."""
+    names = list(results["metrics"])
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["picture", "method", *names, "seconds"])
+    for picture in results["pictures"]:
+        for method, figures in picture["figures"].items():
+            rows.writerow([picture["name"], method, *(figures.get(n) for n in names), picture["seconds"][method]])
+    return text.getvalue()

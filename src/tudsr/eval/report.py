@@ -1,0 +1,191 @@
+"""Measure methods side by side and write what came out: results.json, results.csv, index.html."""
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from tudsr import __version__
+from tudsr.config import Settings
+from tudsr.device import pick_device, pick_dtype
+from tudsr.errors import InputError
+from tudsr.eval.iqa import find_metric
+from tudsr.eval.measure import Measure, measure_pictures, measure_sets
+from tudsr.eval.methods import ABLATION, Loader, Method, bicubic, distinct, foreign, model_methods
+from tudsr.eval.metrics import Metric
+from tudsr.eval.outputs import make_outputs
+from tudsr.eval.pairs import Pair, Skipped, find_pairs, readable
+from tudsr.eval.record import commit, machine, method_record, metric_record, picture_record, write_report
+from tudsr.pipeline import TUDSR
+
+FORMAT = 1
+DEFAULT_METRICS = ("psnr", "ssim", "lpips", "dists", "niqe", "lr_consistency")
+BICUBIC = "bicubic"
+OUTPUTS = "outputs"
+
+Progress = Callable[[int, int, str], None]  # (done, in all, what is being done)
+
+
+class EvalConfig(Settings):
+    """What `tudsr eval` is asked: its options by the names that they have there."""
+
+    lq: Path
+    gt: Path | None = None
+    scale: float = Field(ge=1)
+    model: tuple[str, ...] = ()
+    outputs: dict[str, Path] = Field(default_factory=dict)
+    metrics: tuple[str, ...] | None = None
+    ablate: bool = False
+    out: Path
+    weights: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
+
+
+def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+    """Run and measure everything, and write the report.
+
+    Outputs that a killed run left are taken up where they can be trusted (`outputs.make_outputs`).
+
+    Args:
+        config: what is asked.
+        notes: called with one line for each file that was left out and each licence that matters.
+        progress: called after each picture of each method.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        TudsrError: before any work, when an option, a folder, a model or a metric cannot be used.
+    """
+    _check(config)
+    device = pick_device(config.device)
+    pick_dtype(config.dtype, device)
+    metrics = choose_metrics(config, device)
+    for licence in dict.fromkeys(metric.licence for metric in metrics if metric.licence):
+        notes(licence)
+    measures = [Measure(metric=metric, fn=metric.load(config.weights)) for metric in metrics]
+    load = lru_cache(maxsize=1)(lambda name: TUDSR.load(name, config.device, config.dtype))  # one in memory at a time
+    methods = choose_methods(config, load)
+    pairs, skipped = _pairs(config)
+    for left_out in skipped:
+        notes(f"{left_out.file}: {left_out.reason}")
+
+    def skip(file: str, reason: str) -> None:
+        skipped.append(Skipped(file=file, reason=reason))
+        notes(f"{file}: {reason}")
+
+    made = _make_all(config, methods, pairs, device, skip, progress)
+    on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64, which several metrics need
+    shared: dict[str, Any] = {"scale": config.scale, "skip": skip}
+    step = _counter(progress, len(pairs), "measuring")
+    figures = measure_pictures(pairs, methods, made, measures, device=on, step=step, **shared)
+    sets = measure_sets(pairs, methods, made, measures, **shared)
+    pictures = [picture_record(pair, config.scale, config.out, methods, made, figures[pair.name]) for pair in pairs]
+    results = {
+        "format": FORMAT,
+        "tudsr": __version__,
+        "commit": commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(device, config.dtype),
+        "scale": config.scale,
+        "config": config.model_dump(mode="json"),
+        "metrics": {metric.name: metric_record(metric) for metric in metrics},
+        "methods": [method_record(method, metrics, pictures, sets[method.name]) for method in methods],
+        "pictures": pictures,
+        "skipped": [{"file": one.file, "reason": one.reason} for one in skipped],
+        "ablation": [method.name for method in methods if method.kind == "model"] if config.ablate else None,
+    }
+    write_report(results, config.out)
+    return results
+
+
+def _check(config: EvalConfig) -> None:
+    """Refuse wishes that contradict each other, before anything is loaded."""
+    if not math.isfinite(config.scale):
+        raise InputError(f"--scale {config.scale}: a finite number of at least 1 is expected.")
+    if BICUBIC in config.outputs:
+        raise InputError(f"--outputs {BICUBIC}=…: this name is taken by what everything is compared to.")
+    scales = sorted({request.scale for request in ABLATION.values() if request.scale is not None})
+    if config.ablate and (len(config.model) != 1 or config.scale not in scales):
+        known = " or ".join(f"{scale:g}" for scale in scales)
+        raise InputError(
+            f"--ablate compares the ways of one model at x{known}; {len(config.model)} models and x{config.scale:g} "
+            "came."
+        )
+    for folder in (config.lq, config.gt, *config.outputs.values()):
+        if folder is not None and folder.resolve() in (config.out.resolve(), *config.out.resolve().parents):
+            raise InputError(f"--out {config.out}: the report would lie among the pictures of {folder}.")
+
+
+def choose_metrics(config: EvalConfig, device: torch.device) -> list[Metric]:
+    """Return the metrics that were asked for, or those that this data can be measured by.
+
+    Raises:
+        ConfigError: for a metric that nobody knows.
+        InputError: for one that compares with true pictures where there are none, or for none at all.
+    """
+    if config.metrics is None:
+        metrics = [find_metric(name, device) for name in DEFAULT_METRICS]
+        return [metric for metric in metrics if config.gt is not None or not metric.needs_gt]
+    if not config.metrics:
+        raise InputError("--metrics names none; names with commas between are expected, for example psnr,lpips.")
+    metrics = [find_metric(name, device) for name in dict.fromkeys(config.metrics)]
+    missing = [metric.name for metric in metrics if metric.needs_gt and config.gt is None]
+    if missing:
+        raise InputError(f"--metrics {','.join(missing)}: these compare with true pictures; name their folder by --gt.")
+    return metrics
+
+
+def choose_methods(config: EvalConfig, load: Loader) -> list[Method]:
+    """Return bicubic, the models' ways and the foreign folders, in this order, no two of one name."""
+    others = [foreign(name, folder, config.scale) for name, folder in config.outputs.items()]
+    ours = [way for name in config.model for way in model_methods(name, config.scale, load, ablate=config.ablate)]
+    named = distinct([bicubic(config.scale), *others, *ours])  # foreign names stay as the user gave them
+    return [named[0], *named[1 + len(others) :], *named[1 : 1 + len(others)]]
+
+
+def _pairs(config: EvalConfig) -> tuple[list[Pair], list[Skipped]]:
+    found, skipped = find_pairs(config.lq, config.gt, config.outputs, config.limit)
+    pairs, unusable = readable(found, config.scale)
+    skipped += unusable
+    if not pairs:
+        why = f" (for example {skipped[0].file}: {skipped[0].reason})" if skipped else ""
+        raise InputError(f"{config.lq}: no picture is left to measure{why}.")
+    return pairs, skipped
+
+
+def _make_all(
+    config: EvalConfig,
+    methods: Sequence[Method],
+    pairs: Sequence[Pair],
+    device: torch.device,
+    skip: Callable[[str, str], None],
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    run = machine(device, config.dtype) | {"tudsr": __version__, "commit": commit()}
+    return {
+        method.name: make_outputs(
+            method, pairs, config.out / OUTPUTS / method.name, run,
+            device=device, skip=skip, step=_counter(progress, len(pairs), method.name),
+        )
+        for method in methods
+    }  # fmt: skip
+
+
+def _counter(progress: Progress, total: int, what: str) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, what)
+
+    return step

@@ -1,0 +1,29 @@
+"""The interval against scipy's bootstrap."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from tudsr.eval.bootstrap import mean_interval
+
+
+def test_the_interval_is_scipys():
+    values = np.random.default_rng(3).gamma(2.0, 5.0, 40)  # skewed, as figures are
+    ours = mean_interval(values.tolist())
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.mean == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.05 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.05 * width)
+    assert ours.count == 40
+
+
+def test_a_seed_gives_one_interval_and_another_seed_another():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert mean_interval(values) == mean_interval(values)
+    assert mean_interval(values, seed=1) != mean_interval(values, seed=2)
+
+
+def test_a_single_value_is_its_own_interval():
+    found = mean_interval([0.25])
+    assert (found.mean, found.low, found.high, found.count) == (0.25, 0.25, 0.25, 1)

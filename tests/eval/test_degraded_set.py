@@ -1,0 +1,157 @@
+"""Paired test sets: pinned pixels, agreement with the degradation itself, resuming."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tudsr.data.degradation import degrade
+from tudsr.errors import ConfigError, DataError, InputError
+from tudsr.eval import degraded_set
+from tudsr.eval.degraded_set import SetConfig, make_set
+from tudsr.image import read_picture
+
+PHOTOS = Path(__file__).parents[1] / "photos"
+# SHA-256 of the decoded pixels of lq/budgie.png and lq/lake.png, x4, seed 0
+PINNED = {
+    "light": (
+        "10c73f68bfaf7726e8f9017cfc6bd079a79696d56bb797ac3b7529cf0fde0c8e",
+        "a50dca5650e381908bb974c5e5f97260ef10f92d6cbae5197c9dfb0a407a5251",
+    ),
+    "heavy": (
+        "4a34dce74572b38a4442ec0ec20600cfda017bc95afe55c66dfd7fc9969ab1eb",
+        "7c1f423eda4cf292b447920696ad3b453febe0c8605d17102098efa4948edde6",
+    ),
+}
+
+
+@pytest.fixture
+def sharp(tmp_path):
+    folder = tmp_path / "sharp"
+    folder.mkdir()
+    for name in ("lake", "budgie"):
+        with Image.open(PHOTOS / f"{name}.webp") as photo:
+            photo.crop((100, 100, 100 + 67, 100 + 61)).save(folder / f"{name}.png")
+    return folder
+
+
+def make(source, out, preset="light", scale=4, seed=0):
+    return make_set(source, out, SetConfig(preset=preset, scale=scale, seed=seed), lambda done, total: None)
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("preset", PINNED)
+def test_the_pixels_are_the_same_every_time(sharp, tmp_path, preset, one_thread):
+    make(sharp, tmp_path / "set", preset)
+    found = [pixels(tmp_path / "set" / "lq" / f"{name}.png") for name in ("budgie", "lake")]
+    assert [picture.shape for picture in found] == [(15, 16, 3)] * 2
+    assert tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in found) == PINNED[preset]
+
+
+def test_a_pair_is_the_crop_and_its_degradation_by_place(sharp, tmp_path):
+    record = make(sharp, tmp_path / "set", "heavy", 4, 5)
+    for index, name in enumerate(("budgie", "lake")):
+        np.testing.assert_array_equal(
+            pixels(tmp_path / "set/gt" / f"{name}.png"), pixels(sharp / f"{name}.png")[:60, :64]
+        )
+        gt = read_picture(sharp / f"{name}.png").pixels[0, :, :60, :64]
+        lq = degrade(gt, 15, 16, preset="heavy", seed=5, index=index)
+        ours = read_picture(tmp_path / "set/lq" / f"{name}.png").pixels[0]
+        np.testing.assert_allclose(ours, lq, atol=1e-6)
+    assert (record["preset"], record["scale"], record["seed"]) == ("heavy", 4, 5)
+    assert record == json.loads((tmp_path / "set/degraded.json").read_text())
+    assert {"torch", "numpy", "pillow"} <= record["versions"].keys()
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((tmp_path / "set" / name).read_bytes()).hexdigest() == digest
+    assert sorted(record["files"]) == ["gt/budgie.png", "gt/lake.png", "lq/budgie.png", "lq/lake.png"]
+
+
+@pytest.fixture
+def count(monkeypatch):
+    made = []
+    real = degraded_set.make_pair
+
+    def counted(path, *rest):
+        made.append(path.stem)
+        return real(path, *rest)
+
+    monkeypatch.setattr(degraded_set, "make_pair", counted)
+    return made
+
+
+def test_finished_files_are_not_redone(sharp, tmp_path, count):
+    first = make(sharp, tmp_path / "set")
+    assert count == ["budgie", "lake"]
+    assert make(sharp, tmp_path / "set") == first
+    assert count == ["budgie", "lake"]
+    (tmp_path / "set/lq/lake.png").write_bytes(b"damaged")
+    assert make(sharp, tmp_path / "set") == first
+    assert count == ["budgie", "lake", "lake"]
+
+
+def test_other_versions_redo_all(sharp, tmp_path, count):
+    make(sharp, tmp_path / "set")
+    file = tmp_path / "set/degraded.json"
+    file.write_text(file.read_text().replace('"pillow": "', '"pillow": "0'))
+    make(sharp, tmp_path / "set")
+    assert count == ["budgie", "lake"] * 2
+
+
+def test_a_photo_that_went_away_takes_its_files_along(sharp, tmp_path, count):
+    make(sharp, tmp_path / "set")
+    (sharp / "budgie.png").unlink()
+    record = make(sharp, tmp_path / "set")
+    assert count[2:] == ["lake"]  # its place among the photos is another now
+    assert sorted(record["files"]) == ["gt/lake.png", "lq/lake.png"]
+    assert not (tmp_path / "set/gt/budgie.png").exists()
+
+
+def test_a_killed_run_leaves_a_record_that_can_be_gone_on_with(sharp, tmp_path, count, monkeypatch):
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_set(sharp, tmp_path / "set", SetConfig(preset="light", scale=4, seed=0), killed)
+    make(sharp, tmp_path / "set")
+    assert count == ["budgie", "lake"]
+
+
+def test_an_unreadable_photo_is_skipped_and_keeps_its_place(sharp, tmp_path):
+    make(sharp, tmp_path / "whole")
+    (sharp / "budgie.png").write_bytes(b"no picture")
+    record = make(sharp, tmp_path / "set")
+    assert [one["file"] for one in record["skipped"]] == [str(sharp / "budgie.png")]
+    assert (tmp_path / "set/lq/lake.png").read_bytes() == (tmp_path / "whole/lq/lake.png").read_bytes()
+
+
+def test_mistakes_are_said(sharp, tmp_path):
+    with pytest.raises(ConfigError, match="'mild' is not a degradation; known ones: heavy, light"):
+        make(sharp, tmp_path / "x", "mild")
+    with pytest.raises(InputError, match="--scale 0"):
+        make(sharp, tmp_path / "x", scale=0)
+    with pytest.raises(InputError, match="among the photos"):
+        make(sharp, sharp / "set")
+    with pytest.raises(DataError, match="not a folder"):
+        make(tmp_path / "gone", tmp_path / "x")
+    with pytest.raises(InputError, match="no photo can be used"):
+        make(sharp, tmp_path / "x", scale=100)
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_set_in_the_same_folder_is_refused(sharp, tmp_path):
+    make(sharp, tmp_path / "set")
+    with pytest.raises(InputError, match="holds a set whose seed is 0, not 1"):
+        make(sharp, tmp_path / "set", seed=1)
+
+
+def test_two_photos_of_one_name_are_refused(sharp, tmp_path):
+    (sharp / "lake.bmp").write_bytes((sharp / "lake.png").read_bytes())
+    with pytest.raises(InputError, match=r"lake\.bmp and .*lake\.png would both become lake\.png"):
+        make(sharp, tmp_path / "set")

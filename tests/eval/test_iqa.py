@@ -1,0 +1,116 @@
+"""pyiqa's metrics through a stand-in: names, directions, the licence, errors in words."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from tudsr.errors import ConfigError, InputError, WeightsError
+from tudsr.eval.iqa import find_metric, measure_set
+from tudsr.eval.metrics import METRICS
+
+CPU = torch.device("cpu")
+SR, GT = torch.full((1, 3, 4, 4), 0.5), torch.full((1, 3, 4, 4), -1.0)
+
+
+class Net:
+    def __init__(self, name, lower_better, mode, score_range="", fn=None):
+        self.name, self.lower_better, self.metric_mode, self.score_range = name, lower_better, mode, score_range
+        self.fn = fn or (lambda *pictures: torch.stack([p.mean() for p in pictures]).sum())
+
+    def __call__(self, *inputs):
+        return self.fn(*inputs)
+
+
+def too_small(*_):
+    raise RuntimeError("kernel size can't be greater than the input")
+
+
+NETS = {
+    "musiq": Net("musiq", False, "NR", "~0, ~100"),
+    "ahiq": Net("ahiq", True, "FR", "0, inf"),
+    "clipiqa+": Net("clipiqa+", False, "NR"),
+    "fid": Net("fid", True, "NR", fn=lambda a, b: torch.tensor(float(len(a) > 0 and len(b) > 0))),
+    "picky": Net("picky", False, "NR", fn=too_small),
+}
+
+
+@pytest.fixture
+def pyiqa(monkeypatch):
+    seen = []
+
+    def create_metric(name, device):
+        seen.append((name, device))
+        if name == "broken":
+            raise OSError("no network")
+        return NETS[name]
+
+    module = SimpleNamespace(
+        create_metric=create_metric, list_models=lambda: [*NETS, "psnr", "broken"], __version__="0.1.14", seen=seen
+    )
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    return module
+
+
+def test_our_own_metrics_come_first(pyiqa):
+    assert find_metric("psnr", CPU) is METRICS["psnr"]
+    assert pyiqa.seen == []
+
+
+def test_direction_range_and_reference_are_pyiqas(pyiqa):
+    musiq, ahiq = find_metric("musiq", CPU), find_metric("ahiq", CPU)
+    assert (musiq.direction, musiq.range, musiq.reference) == ("higher", (0.0, 100.0), "none")
+    assert (ahiq.direction, ahiq.range, ahiq.reference) == ("lower", (0.0, float("inf")), "gt")
+    assert find_metric("clipiqa+", CPU).range == (0.0, float("inf"))
+    assert "0.1.14" in musiq.source
+    assert "Noncommercial" in musiq.licence
+    assert pyiqa.seen[0] == ("musiq", CPU)
+
+
+def test_pictures_come_in_0_to_1_and_without_a_reference_where_none_is_meant(pyiqa):
+    assert find_metric("musiq", CPU).load(None)(SR * 4, GT) == 1.0  # clamped
+    assert find_metric("musiq", CPU).load(None)(SR, None) == pytest.approx(0.75)
+    assert find_metric("ahiq", CPU).load(None)(SR, GT) == pytest.approx(0.75)
+    with pytest.raises(InputError, match="none was given"):
+        find_metric("ahiq", CPU).load(None)(SR, None)
+
+
+def test_a_picture_that_pyiqa_refuses_is_a_sentence(pyiqa):
+    with pytest.raises(InputError, match="picky.*kernel size"):
+        find_metric("picky", CPU).load(None)(SR, None)
+
+
+def test_a_set_is_measured_by_the_pictures_that_both_have(pyiqa, tmp_path):
+    seen = {}
+
+    def fn(outputs, truths):
+        for folder in (outputs, truths):
+            with Image.open(folder / "a.png") as image:
+                seen[folder.name] = (sorted(p.name for p in folder.iterdir()), image.getpixel((0, 0)))
+        return 7
+
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "other.png")
+    assert measure_set(fn, {"a": tmp_path / "a.png"}, {"a": GT, "b": SR}) == 7.0
+    assert seen == {"outputs": (["a.png"], (9, 9, 9)), "truths": (["a.png"], (0, 0, 0))}
+    fid = find_metric("fid", CPU)
+    assert (fid.reference, fid.needs_gt, fid.direction) == ("set", True, "lower")
+    assert fid.load(None)(tmp_path, tmp_path) == 1.0
+
+
+def test_a_name_that_nobody_knows(pyiqa):
+    with pytest.raises(ConfigError, match=r"'psnrr' is not one of tudsr's metrics \(psnr, .*nor one of pyiqa's"):
+        find_metric("psnrr", CPU)
+
+
+def test_networks_that_cannot_be_loaded(pyiqa):
+    with pytest.raises(WeightsError, match=r"'broken' cannot be loaded \(no network\)"):
+        find_metric("broken", CPU)
+
+
+def test_without_pyiqa_the_remedy_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ConfigError, match=r"'musiq'.*pip install tudsr\[iqa\]"):
+        find_metric("musiq", CPU)

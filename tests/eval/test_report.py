@@ -1,0 +1,255 @@
+"""A whole report with a very small random model: figures, records, skipping, resuming."""
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio
+
+from tudsr.errors import ConfigError, InputError
+from tudsr.eval.report import EvalConfig, evaluate
+from tudsr.pipeline import TUDSR
+
+METRICS = "psnr", "ssim", "niqe", "lr_consistency", "seams"
+
+
+@pytest.fixture
+def data(tmp_path, photos):
+    """Three pairs, x2, of 44x40 px, the true pictures a pixel too large; and a peer's outputs, one too small."""
+    for index, path in enumerate(sorted(photos.iterdir())[:3]):
+        with Image.open(path) as photo:
+            gt = photo.crop((0, 0, 89, 81))
+            lq = photo.crop((0, 0, 88, 80)).resize((44, 40), Image.Resampling.BICUBIC)
+            peer = lq.resize((88, 80) if index else (87, 80), Image.Resampling.NEAREST)
+        for folder, picture in {"gt": gt, "lq": lq, "peer": peer}.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture.save(tmp_path / folder / f"p{index}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """Replace the page's writer; returns what it was called with."""
+    calls = []
+    monkeypatch.setitem(
+        sys.modules, "tudsr.eval.page", SimpleNamespace(write_page=lambda results, out: calls.append((results, out)))
+    )
+    return calls
+
+
+@pytest.fixture
+def run(data, model_folder, pages):
+    """Return a function (**changes) -> (results, what was said)."""
+
+    def evaluated(**changes):
+        said = []
+        values = {
+            "lq": data / "lq", "gt": data / "gt", "scale": 2, "model": (str(model_folder),), "out": data / "report",
+            "outputs": {"peer": data / "peer"}, "metrics": METRICS, "device": "cpu", "dtype": "fp32",
+        } | changes  # fmt: skip
+        config = EvalConfig.parse({k: v for k, v in values.items() if v is not None}, "test")
+        return evaluate(config, said.append, lambda done, total, what: None), said
+
+    return evaluated
+
+
+def y(path):
+    with Image.open(path) as image:
+        return rgb2ycbcr(np.asarray(image)[:80, :88])[..., 0]
+
+
+def test_the_whole_report(run, data, pages, model_folder):
+    results, said = run()
+    report = data / "report"
+    assert json.loads((report / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert pages == [(results, report)]
+    ours = "throw-away M1N2"
+    assert [method["name"] for method in results["methods"]] == ["bicubic", ours, "peer"]
+    assert [method["kind"] for method in results["methods"]] == ["bicubic", "model", "outputs"]
+    assert [picture["name"] for picture in results["pictures"]] == ["p0", "p1", "p2"]
+    assert list(results["metrics"]) == list(METRICS)
+    assert results["metrics"]["psnr"]["range"] == [0.0, None]
+    assert (results["format"], results["scale"], results["ablation"]) == (1, 2.0, None)
+    assert results["config"]["metrics"] == list(METRICS)
+
+    picture = results["pictures"][1]
+    assert picture["lq"]["size"] == [44, 40]
+    assert picture["lq"]["sha256"] == hashlib.sha256((data / "lq/p1.png").read_bytes()).hexdigest()
+    assert picture["outputs"]["peer"] == str(data / "peer/p1.png")
+    assert picture["outputs"][ours] == f"outputs/{ours}/p1.png"
+    for method, path in picture["outputs"].items():
+        expected = peak_signal_noise_ratio(y(report / path), y(data / "gt/p1.png"), data_range=255)
+        assert picture["figures"][method]["psnr"] == pytest.approx(expected, abs=1e-4)
+    assert picture["figures"][ours]["seams"] > 0
+    assert picture["figures"]["bicubic"]["seams"] is None
+
+    method = results["methods"][1]
+    values = [p["figures"][ours]["ssim"] for p in results["pictures"]]
+    mean = method["means"]["ssim"]
+    assert mean["mean"] == pytest.approx(np.mean(values))
+    assert min(values) <= mean["low"] <= mean["mean"] <= mean["high"] <= max(values)
+    assert mean["count"] == 3
+    seconds = [p["seconds"][ours] for p in results["pictures"]]
+    assert method["seconds_per_picture"] == pytest.approx(np.mean(seconds))
+    assert method["seconds_per_mp"] == pytest.approx(np.sum(seconds) / (3 * 88 * 80 / 1e6))
+    assert results["methods"][2]["seconds_per_mp"] is None
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert method["sha256"][weights] == hashlib.sha256((model_folder / weights).read_bytes()).hexdigest()
+
+
+def test_what_fails_is_said_and_the_rest_measured(run, data):
+    (data / "lq/p2.png").write_bytes(b"no picture")
+    results, said = run()
+    assert [picture["name"] for picture in results["pictures"]] == ["p0", "p1"]
+    reasons = [(one["file"].rsplit("/", 1)[1], one["reason"]) for one in results["skipped"]]
+    assert any(file == "p2.png" and "not a picture" in reason for file, reason in reasons)
+    assert any(file == "p0.png" and "peer: differs in size" in reason for file, reason in reasons)
+    assert sum("NIQE" in reason for _, reason in reasons) == 5  # too small for it, but for no other metric
+    assert len(said) == len(results["skipped"])
+    peer = results["methods"][2]
+    assert results["pictures"][0]["figures"]["peer"] == dict.fromkeys(METRICS)
+    assert peer["means"]["psnr"]["count"] == 1
+    assert "niqe" not in peer["means"]
+
+
+def test_the_csv_says_the_same(run, data):
+    results, _ = run()
+    with (data / "report/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    assert list(rows[0]) == ["picture", "method", *METRICS, "seconds"]
+    for row in rows:
+        picture = next(p for p in results["pictures"] if p["name"] == row["picture"])
+        for name in METRICS:
+            value = picture["figures"][row["method"]][name]
+            assert row[name] == ("" if value is None else str(value))
+
+
+def test_without_true_pictures_the_default_is_what_needs_none(run):
+    results, _ = run(gt=None, metrics=None)
+    assert list(results["metrics"]) == ["niqe", "lr_consistency"]
+    assert results["pictures"][0]["gt"] is None
+    assert results["methods"][0]["means"]["lr_consistency"]["count"] == 3
+
+
+def test_asking_for_what_needs_true_pictures_without_any_is_an_error(run, data):
+    with pytest.raises(InputError, match="--metrics psnr,ssim: these compare with true pictures"):
+        run(gt=None)
+    assert not (data / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"metrics": ("psnr", "nonsense")}, ConfigError, "'nonsense'"),
+        ({"metrics": ()}, InputError, "names none"),
+        ({"ablate": True}, InputError, "x4 or 8"),
+        ({"ablate": True, "scale": 4, "model": ()}, InputError, "0 models"),
+        ({"scale": 0.5}, ConfigError, "scale"),
+        ({"scale": 3}, InputError, "no picture is left"),
+        ({"outputs": {"bicubic": "peer"}}, InputError, "taken"),
+    ],
+)
+def test_mistakes_are_said_before_any_work(run, data, monkeypatch, changes, error, words):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(error, match=words):
+        run(**changes)
+    assert not (data / "report").exists()
+
+
+def test_a_report_among_the_pictures_is_refused(run, data):
+    with pytest.raises(InputError, match="among the pictures"):
+        run(out=data / "lq" / "report")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Count the model's runs."""
+    seen = []
+    real = TUDSR.upscale_picture
+
+    def counted(self, picture, request, progress=None):
+        seen.append(request)
+        return real(self, picture, request, progress)
+
+    monkeypatch.setattr(TUDSR, "upscale_picture", counted)
+    return seen
+
+
+def test_finished_outputs_are_taken_up_and_others_are_not(run, data, runs):
+    first, _ = run(metrics=("psnr",))
+    assert len(runs) == 4  # three pictures, and the first one once more to warm up
+    again, _ = run(metrics=("psnr",))
+    assert len(runs) == 4
+    assert again["pictures"] == first["pictures"]  # the seconds too
+
+    folder = data / "report/outputs/throw-away M1N2"
+    (folder / "p1.png").write_bytes((folder / "p2.png").read_bytes())
+    with Image.open(data / "lq/p2.png") as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "lq/p2.png")
+    run(metrics=("psnr",))
+    assert len(runs) == 7  # p1 was changed, p2's input too; and a warm-up
+
+
+def test_another_model_of_the_same_name_is_run_anew(run, data, runs, model_folder):
+    run(metrics=("psnr",), limit=1)
+    other = data / "other"
+    shutil.copytree(model_folder, other)
+    config = json.loads((other / "tudsr.json").read_text())
+    (other / "tudsr.json").write_text(json.dumps(config | {"t1": 100}))
+    run(metrics=("psnr",), limit=1, model=(str(other),))
+    assert len(runs) == 4
+
+
+def test_two_models_of_one_name_stand_side_by_side(run, model_folder):
+    results, _ = run(metrics=("psnr",), limit=1, model=(str(model_folder), str(model_folder)))
+    assert [m["name"] for m in results["methods"]] == ["bicubic", "throw-away M1N2", "throw-away M1N2 (2)", "peer"]
+
+
+def test_the_ablation_measures_all_six_and_compares_those_of_the_scale(run, data):
+    for path in (data / "gt").iterdir():
+        with Image.open(path) as photo:
+            gt = photo.crop((0, 0, 176 - 88, 80)).resize((176, 160))
+        gt.save(path)
+    results, _ = run(metrics=("psnr", "lr_consistency"), limit=1, ablate=True, scale=4, outputs={})
+    names = [f"throw-away {way}" for way in ("M4", "N4", "M2N2", "M8", "N8", "M4N2")]
+    assert results["ablation"] == names
+    figures = results["pictures"][0]["figures"]
+    assert all(figures[name]["lr_consistency"] is not None for name in names)
+    assert [figures[name]["psnr"] is not None for name in names] == [True] * 3 + [False] * 3
+    assert list(results["pictures"][0]["outputs"]) == ["bicubic", *names[:3]]
+    with Image.open(data / "report/outputs" / names[5] / "p0.png") as output:
+        assert output.size == (352, 320)
+
+
+def test_a_picture_that_the_model_cannot_do_is_said(run, data, monkeypatch):
+    with Image.open(data / "lq/p1.png") as image:
+        refused = image.getpixel((0, 0))
+    real = TUDSR.upscale_picture
+
+    def sometimes(self, picture, request, progress=None):
+        if tuple(picture.pixels[0, :, 0, 0].add(1).mul(127.5).round().int().tolist()) == refused:
+            raise torch.OutOfMemoryError
+        return real(self, picture, request, progress)
+
+    monkeypatch.setattr(TUDSR, "upscale_picture", sometimes)
+    results, _ = run(metrics=("lr_consistency",))
+    assert results["methods"][1]["means"]["lr_consistency"]["count"] == 2
+    (reason,) = [one["reason"] for one in results["skipped"] if one["file"] == str(data / "lq/p1.png")]
+    assert reason == "throw-away M1N2: there is not enough memory for it"
+
+
+def test_equal_pictures_have_no_psnr_but_a_report(run, data):
+    for path in (data / "gt").iterdir():
+        with Image.open(path) as photo:
+            photo.crop((0, 0, 88, 80)).save(data / "peer" / path.name)
+    results, _ = run(metrics=("psnr", "ssim"))
+    assert results["pictures"][0]["figures"]["peer"] == {"psnr": None, "ssim": pytest.approx(1)}
