@@ -123,12 +123,15 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             raise IndexError(index)
         photo, pixels, skipped = self._choose(index)
         rng = np.random.default_rng((self.seed, index, _STREAM_CROP))
-        gt = _to_tensor(_augment(_random_crop(pixels, self.crop_px, self.p_down, rng), rng))
-        sample = {"gt": gt, "index": index, "photo": photo, "skipped": skipped}
-        if self.degradation is not None:
-            side = self.lq_side_px(index)
-            sample["lq"] = degrade(gt, side, side, preset=self.degradation, seed=self.seed, index=index)
-        return sample
+        return self._pictures(photo, pixels, index, rng) | {"index": index, "photo": photo, "skipped": skipped}
+
+    def _pictures(self, photo: int, pixels: Pixels, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Cut a sample's ground truth out of a photo, (H, W, 3), and degrade it."""
+        gt = to_tensor(augmented(_random_crop(pixels, self.crop_px, self.p_down, rng), *draw_symmetry(rng)))
+        if self.degradation is None:
+            return {"gt": gt}
+        side = self.lq_side_px(index)
+        return {"gt": gt, "lq": degrade(gt, side, side, preset=self.degradation, seed=self.seed, index=index)}
 
     def _choose(self, index: int) -> tuple[int, Pixels, int]:
         """Return the sample's photo, or the next of the epoch's order that is not broken."""
@@ -164,13 +167,18 @@ def _random_crop(pixels: Pixels, crop_px: int, p_down: float, rng: np.random.Gen
     return np.asarray(Image.fromarray(square).resize((crop_px, crop_px), Image.Resampling.LANCZOS))
 
 
-def _augment(square: Pixels, rng: np.random.Generator) -> Pixels:
-    """Turn and mirror at random: all eight symmetries of the square, equally likely."""
-    turned = np.rot90(square, int(rng.integers(4)))
-    return turned[:, ::-1] if rng.random() < 0.5 else turned
+def draw_symmetry(rng: np.random.Generator) -> tuple[int, bool]:
+    """Draw quarter turns and whether to mirror: all eight symmetries of the square, equally likely."""
+    return int(rng.integers(4)), bool(rng.random() < 0.5)
 
 
-def _to_tensor(pixels: Pixels) -> Tensor:
+def augmented(square: Pixels, turns: int, mirror: bool) -> Pixels:
+    """Turn a square and mirror it."""
+    turned = np.rot90(square, turns)
+    return turned[:, ::-1] if mirror else turned
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
     """Return (3, H, W) float32 in [-1, 1] from (H, W, 3) uint8."""
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C")).div_(127.5).sub_(1)
 
@@ -226,7 +234,7 @@ class ValidationSet(Dataset[dict[str, Any]]):
         return len(self._crops)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        gt = _to_tensor(self._crops[index])
+        gt = to_tensor(self._crops[index])
         lq = degrade(gt, self.side_px, self.side_px, preset=self._degradation, seed=self._seed, index=index)
         return {"gt": gt, "lq": lq, "index": index, "photo": index, "skipped": 0}
 

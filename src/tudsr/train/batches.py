@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from tudsr.data.dataset import PhotoDataset
 from tudsr.data.degradation import degrade_batch
+from tudsr.data.given_pairs import PairDataset
 from tudsr.train.config import TrainConfig
 
 
@@ -27,10 +28,12 @@ class Batches:
         self.config, self.accelerator = config, accelerator
         self.per_step = c.accumulate * accelerator.num_processes  # of all processes
         in_workers = c.stage > 0 and c.degrade_on == "workers"
-        self.dataset = PhotoDataset(
-            photos, crop_px=c.crop_px, seed=c.seed, length=c.steps * self.per_step * c.batch, scales=c.scales,
-            degradation=c.degradation if in_workers else None, group=c.batch, cache_mb=c.cache_mb, p_down=c.p_down,
-            checked=True,
+        common: dict[str, Any] = {
+            "crop_px": c.crop_px, "seed": c.seed, "length": c.steps * self.per_step * c.batch, "scales": c.scales,
+            "group": c.batch, "cache_mb": c.cache_mb,
+        }  # fmt: skip
+        self.dataset = PairDataset(c.pairs, **common) if c.pairs is not None else PhotoDataset(
+            photos, degradation=c.degradation if in_workers else None, p_down=c.p_down, checked=True, **common
         )  # fmt: skip
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,8 @@ class TrainConfig(Settings):
     is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
     adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a random
     offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device (equal up to
-    rounding); `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such
+    rounding); `pairs` is a folder with gt/ and lq/ to learn from instead of degraded photos (those of `data` then only
+    validate); `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such
     features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
     """
 
@@ -58,6 +59,7 @@ class TrainConfig(Settings):
     degradation: DegradationMix = DegradationMix()
     degrade_on: Literal["workers", "device"] = "workers"
     p_down: float = Field(default=0.25, ge=0, le=1)
+    pairs: Path | None = None
 
     train: Literal["adapter", "base"] = "adapter"
     init_adapter: Literal["keep", "from_stage_1"] = "keep"
@@ -95,6 +97,8 @@ class TrainConfig(Settings):
             raise ValueError("training the base needs base_dtype=fp32")
         if self.stage > 0 and not (any(self.losses.values()) or self.loss_gan):
             raise ValueError("there is no loss: give losses or loss_gan a weight")
+        if self.pairs is not None and (self.stage == 0 or self.degrade_on == "device"):
+            raise ValueError("pairs come with their LQ pictures: they go with stage 1 or 2 and degrade_on=workers")
         if self.d_in_g_step == "contaminated" and self.loop == "exact":
             raise ValueError("d_in_g_step=contaminated goes with loop=paper only: the exact loop never touches D")
         return self

@@ -1,0 +1,75 @@
+"""Make training pairs whose ground truth is what another x4 model made of the LQ pictures, to learn from it.
+
+    python scripts/teacher_pairs.py WEIGHTS.safetensors PHOTOS OUT [--exclude NAME ...] [--crops 6]
+
+Reads the photos as a run does (the same ones are set aside for validation), cuts crops of 512 px, degrades them as the
+presets do and writes OUT/lq and OUT/gt, for `tudsr train --set pairs=OUT`. Needs spandrel, whose torchvision must not
+stand beside diffusers in the project's own environment: give it a folder of its own and name it in PYTHONPATH.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tudsr.data.degradation import DegradationMix, degrade
+from tudsr.data.photos import decode_photo, find_photos, split_photos
+
+SIDE_PX, RATIO = 512, 4
+
+
+def teacher(weights: Path) -> torch.nn.Module:
+    """Load a x4 model in bf16; two operators that torchvision's import asks for are declared, never called."""
+    stubs = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        stubs.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from spandrel import ModelLoader
+
+    state = {key: value.float() for key, value in load_file(weights).items()}
+    model = ModelLoader().load_from_state_dict(state).model.eval()
+    return model.to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+def save(path: Path, picture: torch.Tensor) -> None:
+    """Write (3, H, W) in [-1, 1] as an 8-bit PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--exclude", nargs="*", default=[])
+    parser.add_argument("--val-count", type=int, default=12)
+    parser.add_argument("--crops", type=int, default=6, help="of each photo")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    found = [path for path in find_photos(args.photos) if not any(part in path.as_posix() for part in args.exclude)]
+    paths, _ = split_photos(found, args.val_count, seed=0, root=args.photos)
+    model, begun = teacher(args.weights), time.perf_counter()
+    for photo, path in enumerate(paths):
+        pixels = decode_photo(path)
+        for crop in range(args.crops):
+            index = photo * args.crops + crop
+            rng = np.random.default_rng((args.seed, index))
+            top, left = (int(rng.integers(side - SIDE_PX + 1)) for side in pixels.shape[:2])
+            square = pixels[top : top + SIDE_PX, left : left + SIDE_PX]
+            gt = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+            lq = degrade(gt, SIDE_PX // RATIO, SIDE_PX // RATIO, preset=DegradationMix(), seed=args.seed, index=index)
+            lq = ((lq.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # what its file will hold
+            with torch.inference_mode():
+                sr = model(((lq + 1) / 2)[None].to(torch.bfloat16, memory_format=torch.channels_last))[0].float()
+            save(args.out / "lq" / f"{index:05d}.png", lq)
+            save(args.out / "gt" / f"{index:05d}.png", sr * 2 - 1)
+        print(f"{photo + 1}/{len(paths)} photos, {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

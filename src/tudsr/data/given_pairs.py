@@ -1,0 +1,119 @@
+"""Training pairs that are given rather than made: low-quality pictures with their partners, by file stem.
+
+The partners may be real photographs of the same scene, or what another model made of the low-quality ones, to learn
+from it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tudsr.data.dataset import PhotoDataset, Scales, augmented, draw_symmetry, to_tensor
+from tudsr.data.photos import PhotoStore, Pixels, find_photos
+from tudsr.errors import DataError
+
+
+class PairDataset(PhotoDataset):
+    """Random crops of given pairs; samples are like those of `PhotoDataset`.
+
+    A ratio below the pairs' own is met by reducing the ground truth, one above it by reducing the LQ picture.
+    """
+
+    def __init__(
+        self, root: Path, *, crop_px: int, seed: int, length: int, scales: Scales, group: int = 1, cache_mb: int = 2000
+    ) -> None:
+        """Find the pairs and check their headers.
+
+        Args:
+            root: folder with `gt/` and `lq/`, paired by stem, all of one whole ratio (`tudsr degrade` makes such).
+            crop_px: side of the ground truth.
+            seed: the run's seed, >= 0.
+            length: number of samples.
+            scales: how the ratio of ground truth to LQ is drawn, once per group.
+            group: consecutive samples that share one LQ size (the batch size).
+            cache_mb: memory for decoded pictures, per process.
+
+        Raises:
+            DataError: when a folder is missing, a picture has no partner, or sizes do not fit.
+        """
+        gt, lq = find_photos(root / "gt"), {path.stem: path for path in find_photos(root / "lq")}
+        alone = sorted(lq.keys() ^ {path.stem for path in gt})
+        if alone:
+            raise DataError(f"{root}: {alone[0]!r} is in one of gt and lq only; every picture needs its partner.")
+        partners = [lq[path.stem] for path in gt]
+        self.ratio = _common_ratio(gt, partners)
+        lowest = min((*scales.fixed, *(scales.uniform or ())))
+        _check_large_enough(partners, max(-(-crop_px // self.ratio), round(crop_px / lowest)))
+        super().__init__(
+            gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0, checked=True
+        )
+        self._store = _PairStore(gt, partners, crop_px, cache_mb)
+
+    def _pictures(self, photo: int, pixels: Pixels, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        lq, side = self._store.partner(photo), self.lq_side_px(index)
+        region = max(side, -(-self.crop_px // self.ratio))  # in LQ pixels
+        top, left = (int(rng.integers(length - region + 1)) for length in lq.shape[:2])
+        turns, mirror = draw_symmetry(rng)
+        cut = {
+            "gt": (_square(pixels, top * self.ratio, left * self.ratio, region * self.ratio), self.crop_px),
+            "lq": (_square(lq, top, left, region), side),
+        }
+        return {key: to_tensor(augmented(_resized(part, px), turns, mirror)) for key, (part, px) in cut.items()}
+
+
+class _PairStore(PhotoStore):
+    """Ground truth by number, as `PhotoStore`; a picture counts as broken when its partner is."""
+
+    def __init__(self, gt: list[Path], lq: list[Path], crop_px: int, cache_mb: int) -> None:
+        super().__init__(gt, crop_px, cache_mb * 9 // 10)
+        self._lq = PhotoStore(lq, 1, cache_mb // 10)
+
+    def get(self, photo: int) -> Pixels | None:
+        return None if self._lq.get(photo) is None else super().get(photo)
+
+    def partner(self, photo: int) -> Pixels:
+        found = self._lq.get(photo)
+        assert found is not None, "get was asked first"
+        return found
+
+
+def _common_ratio(gt: list[Path], lq: list[Path]) -> int:
+    """Return the one whole ratio of all pairs, from their headers."""
+    ratio = 0
+    for path, partner in zip(gt, lq, strict=True):
+        (width, height), (small_width, small_height) = _size(path), _size(partner)
+        ratio = ratio or max(1, width // small_width)
+        if (width, height) != (small_width * ratio, small_height * ratio):
+            raise DataError(
+                f"{path}: {width}x{height}, and its partner {small_width}x{small_height}; "
+                f"{small_width * ratio}x{small_height * ratio} is expected, {ratio} times that as in the others."
+            )
+    return ratio
+
+
+def _check_large_enough(lq: list[Path], least_px: int) -> None:
+    for path in lq:
+        width, height = _size(path)
+        if min(width, height) < least_px:
+            raise DataError(f"{path}: {width}x{height}; this run's crops and ratios need {least_px} px each way.")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read as a picture ({error}).") from error
+
+
+def _square(pixels: Pixels, top: int, left: int, side: int) -> Pixels:
+    return pixels[top : top + side, left : left + side]
+
+
+def _resized(square: Any, side: int) -> Pixels:
+    if square.shape[0] == side:
+        return square
+    return np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.LANCZOS))
