@@ -42,7 +42,9 @@ def test_a_wheel_works_from_anywhere(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
 
-    wanted = names_below(PACKAGE / "perceptual" / "tables", PACKAGE.parent) | {"tudsr/py.typed"}
+    wanted = {"tudsr/py.typed"}
+    for data in ("perceptual/tables", "eval/page"):
+        wanted |= names_below(PACKAGE / data, PACKAGE.parent)
     wanted |= {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
     has_tiny = (TINY / "tudsr.json").is_file()
     if has_tiny:
