@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tudsr.backbones.activations import reuse_maps
+
 
 class Backbone(nn.Module):
     """UNet, autoencoder and schedule of any size; the only place that knows the latent's scaling.
@@ -27,6 +29,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.unet, self.vae = unet, vae
+        for part in (unet, vae):
+            reuse_maps(part)
         self.prediction_type = prediction_type
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
         self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
