@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tudsr.errors import InputError
-from tudsr.resize import crop, downsample, output_size, pad_bottom_right, pad_to_multiple, upsample
+from tudsr.resize import crop, downsample, output_size, upsample
 
 SIDES = st.integers(1, 40)
 
@@ -108,36 +108,8 @@ def test_empty_pictures_are_refused():
         output_size(0, 4, 2)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 20), st.integers(0, 20))
-def test_padding_mirrors_or_repeats_and_crop_undoes_it(height, width, more_y, more_x):
-    x = picture(height, width)
-    y = pad_bottom_right(x, height + more_y, width + more_x)
-    expected = x.numpy()
-    for axis, more, side in ((3, more_x, width), (2, more_y, height)):
-        pads = [(0, 0)] * 4
-        pads[axis] = (0, more)
-        expected = np.pad(expected, pads, mode="reflect" if more < side else "edge")
-    np.testing.assert_array_equal(y.numpy(), expected)
-    assert torch.equal(crop(y, height, width), x)
-
-
-@given(SIDES, SIDES, st.sampled_from([1, 2, 8, 16, 64]))
-@settings(max_examples=40, deadline=None)
-def test_padding_to_a_multiple_is_the_least(height, width, multiple):
-    y = pad_to_multiple(picture(height, width), multiple)
-    for before, after in zip((height, width), y.shape[-2:], strict=True):
-        assert after % multiple == 0
-        assert 0 <= after - before < multiple
-
-
-def test_nothing_to_pad_is_no_copy():
+def test_a_crop_keeps_the_top_left_and_cannot_enlarge():
     x = picture(8, 16)
-    assert pad_to_multiple(x, 8) is x
-
-
-def test_canvas_must_hold_the_picture():
+    assert torch.equal(crop(x, 3, 5), x[..., :3, :5])
     with pytest.raises(AssertionError):
-        pad_bottom_right(picture(4, 4), 4, 3)
-    with pytest.raises(AssertionError):
-        crop(picture(4, 4), 5, 4)
+        crop(x, 9, 16)

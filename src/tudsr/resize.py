@@ -63,44 +63,8 @@ def downsample(x: Tensor, height: int, width: int) -> Tensor:
     return _bicubic(x, height, width, antialias=True)
 
 
-def pad_bottom_right(x: Tensor, height: int, width: int) -> Tensor:
-    """Extend to a canvas, the picture staying at the top left.
-
-    An axis is mirrored (without repeating the border) where it is long enough for that, else its border is repeated.
-
-    Args:
-        x: (B, C, h, w), any float dtype; h and w at least 1.
-        height: rows of the canvas, at least h.
-        width: columns of the canvas, at least w.
-
-    Returns:
-        (B, C, height, width); x itself when there is nothing to add.
-    """
-    pad_h, pad_w = height - x.shape[-2], width - x.shape[-1]
-    assert min(pad_h, pad_w) >= 0, "the canvas must hold the picture"
-    if pad_w:
-        x = F.pad(x, (0, pad_w, 0, 0), mode=_pad_mode(pad_w, x.shape[-1]))  # (B, C, h, width)
-    if pad_h:
-        x = F.pad(x, (0, 0, 0, pad_h), mode=_pad_mode(pad_h, x.shape[-2]))  # (B, C, height, width)
-    return x
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend at the bottom and the right until both sides are multiples of a number, as `pad_bottom_right` does.
-
-    Args:
-        x: (B, C, h, w), any float dtype.
-        multiple: in pixels of x, at least 1.
-
-    Returns:
-        (B, C, H, W), H and W the least multiples that hold x; `crop(y, h, w)` takes the padding off again.
-    """
-    height, width = x.shape[-2:]
-    return pad_bottom_right(x, height + -height % multiple, width + -width % multiple)
-
-
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Cut the top left part out: the inverse of `pad_bottom_right`.
+    """Cut the top left part out.
 
     Args:
         x: (B, C, H, W), any dtype.
@@ -123,7 +87,3 @@ def _bicubic(x: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
     work = x if x.dtype == torch.float64 else x.float()
     y = F.interpolate(work, size=(height, width), mode="bicubic", align_corners=False, antialias=antialias)
     return y.to(x.dtype)  # (B, C, height, width)
-
-
-def _pad_mode(pad: int, side: int) -> str:
-    return "reflect" if pad < side else "replicate"

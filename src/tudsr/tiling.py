@@ -59,7 +59,7 @@ def extract(x: Tensor, grid: WindowGrid, window: Window) -> Tensor:
     """Cut a window out of a picture, padding only this window where it reaches over the picture's border.
 
     An axis is mirrored (without repeating the border) where it is long enough for the grid's padding, else its border
-    is repeated, as in `resize.pad_bottom_right`: all windows are cut from the same padded picture.
+    is repeated: all windows are cut from the same padded picture.
 
     Args:
         x: the picture, (B, C, H, W).
