@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
 from tudsr.errors import ConfigError, InputError
+from tudsr.eval import record
 from tudsr.eval.report import EvalConfig, evaluate
 from tudsr.pipeline import TUDSR
 
@@ -39,9 +39,7 @@ def data(tmp_path, photos):
 def pages(monkeypatch):
     """Replace the page's writer; returns what it was called with."""
     calls = []
-    monkeypatch.setitem(
-        sys.modules, "tudsr.eval.page", SimpleNamespace(write_page=lambda results, out: calls.append((results, out)))
-    )
+    monkeypatch.setattr(record, "write_page", lambda results, out, max_pictures: calls.append((results, out)))
     return calls
 
 

@@ -158,6 +158,7 @@ def evaluate(
     dtype: Dtype = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many pictures only.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="On the page at most; those that differ most.")] = 24,
     as_json: AsJson = False,
 ) -> None:
     """Measure models and foreign outputs side by side, beside bicubic.
@@ -170,6 +171,7 @@ def evaluate(
     options = {
         "lq": lq, "gt": gt, "scale": scale, "model": tuple(model or ()), "ablate": ablate, "out": out,
         "weights": weights, "device": device, "dtype": dtype, "threads": threads, "limit": limit,
+        "pictures": pictures,
     }  # fmt: skip
     results = run_eval(make_config(outputs or (), metrics, options))
     if as_json:

@@ -18,6 +18,7 @@ from tudsr.device import pick_dtype
 from tudsr.eval.measure import Figures, Made, means
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric
+from tudsr.eval.page import write_page
 from tudsr.eval.pairs import Pair
 from tudsr.image import read_picture
 from tudsr.resize import output_size
@@ -136,12 +137,10 @@ def method_record(
 
 def write_report(results: dict[str, Any], out: Path) -> None:
     """Write results.json, results.csv and the page."""
-    from tudsr.eval.page import write_page
-
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(out / RESULTS_JSON, text)
     write_text(out / RESULTS_CSV, table(results))
-    write_page(results, out)
+    write_page(results, out, max_pictures=results["config"]["pictures"])
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ class EvalConfig(Settings):
     dtype: str = "auto"
     threads: int | None = Field(default=None, gt=0)
     limit: int | None = Field(default=None, gt=0)
+    pictures: int = Field(default=24, ge=0)  # on the page
 
 
 def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progress) -> dict[str, Any]:
