@@ -34,7 +34,17 @@ def test_pixel_losses_in_closed_form():
     assert float(total) == pytest.approx(2 * 0.75 + 4 * 0.625)
 
 
-@pytest.mark.parametrize("name", ["mae", "mse", "dists", "ea_dists", "lpips_alex", "lpips_vgg"])
+def test_detail_is_blind_to_ramps_and_sees_a_checkerboard():
+    gt = torch.zeros(1, 3, 32, 32)
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
+    board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    inside = losses.Detail()(ramp[..., 4:-4].contiguous(), gt[..., 4:-4])
+    assert float(inside) < 0.02  # the border's one-sided means only
+    # Of 25 pixels 13 or 12 agree with the middle one: the mean is 1/25 of it.
+    assert float(losses.Detail()(board.expand(1, 3, 32, 32), gt)) == pytest.approx(24 / 25, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["mae", "mse", "detail", "dists", "ea_dists", "lpips_alex", "lpips_vgg"])
 def test_contract_of_every_loss(name, random_nets):
     net = WeightedLosses({name: 3.0})
     sr, gt = picture(0).requires_grad_(), picture(1).requires_grad_()
