@@ -37,7 +37,7 @@ def test_a_model_alone_runs_its_own_plan(model_folder, scale, name, m, n):
 
 
 def test_the_ablation_is_the_papers_six_ways(model_folder):
-    methods = model_methods(str(model_folder), 4, never, ablate=True)
+    methods = model_methods(str(model_folder), 4, never, ways=tuple(ABLATION))
     names = ["M4", "N4", "M2N2", "M8", "N8", "M4N2"]
     assert [method.name for method in methods] == [f"throw-away {name}" for name in names]
     assert [(m.m, m.n, m.scale) for m in methods] == [
@@ -52,7 +52,7 @@ def test_the_ablation_is_the_papers_six_ways(model_folder):
 def test_a_way_runs_the_stages_that_it_names(model_folder, model):
     lq = torch.rand(1, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     outs = {}
-    for method in model_methods(str(model_folder), 4, lambda name: model, ablate=True)[:3]:
+    for method in model_methods(str(model_folder), 4, lambda name: model, ways=tuple(ABLATION))[:3]:
         outs[method.name.split()[1]] = method.open()(lq)
     picture = lq.add(1).div(2)
     for name, options in {"M4": {"stage": 1}, "N4": {"stage": 2}, "M2N2": {}}.items():

@@ -150,6 +150,7 @@ def test_asking_for_what_needs_true_pictures_without_any_is_an_error(run, data):
         ({"metrics": ("psnr", "nonsense")}, ConfigError, "'nonsense'"),
         ({"metrics": ()}, InputError, "names none"),
         ({"ablate": True}, InputError, "x4 or 8"),
+        ({"scale": 4, "ways": ("M4", "M8")}, InputError, "at x4 M4, N4, M2N2 can be asked for"),
         ({"ablate": True, "scale": 4, "model": ()}, InputError, "0 models"),
         ({"scale": 0.5}, ConfigError, "scale"),
         ({"scale": 3}, InputError, "no picture is left"),

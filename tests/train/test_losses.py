@@ -78,7 +78,7 @@ def test_a_weight_of_zero_builds_nothing_and_no_losses_give_zero():
 
 def test_unknown_losses_are_refused_before_any_network_is_built(monkeypatch):
     monkeypatch.setitem(LOSSES, "dists", lambda *args: pytest.fail("a network was built"))
-    with pytest.raises(ConfigError, match="'ssim' is not a known loss; known ones: dists, ea_dists"):
+    with pytest.raises(ConfigError, match="'ssim' is not a known loss; known ones: detail, dists, ea_dists"):
         WeightedLosses({"dists": 1.0, "ssim": 1.0})
 
 

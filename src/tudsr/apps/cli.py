@@ -153,6 +153,7 @@ def evaluate(
     outputs: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Outputs of something else.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Names with commas between, pyiqa's too.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="M4, N4, M2N2, M8, N8 and M4N2 of one model.")] = False,
+    ways: Annotated[str | None, typer.Option(help="Some of these, of the same scale; for example M4,M2N2.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of the metrics' networks.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -170,6 +171,7 @@ def evaluate(
 
     options = {
         "lq": lq, "gt": gt, "scale": scale, "model": tuple(model or ()), "ablate": ablate, "out": out,
+        "ways": tuple(way.strip() for way in (ways or "").split(",") if way.strip()),
         "weights": weights, "device": device, "dtype": dtype, "threads": threads, "limit": limit,
         "pictures": pictures,
     }  # fmt: skip
@@ -192,6 +194,48 @@ def degrade(
     from tudsr.apps.degrade import run_degrade
 
     typer.echo("\n".join(run_degrade(source, out, preset, scale, seed)))
+
+
+@app.command()
+def plan(
+    width: Annotated[int, typer.Argument(metavar="W", min=1, help="Width of the picture, in pixels.")],
+    height: Annotated[int, typer.Argument(metavar="H", min=1, help="Its height.")],
+    scale: Annotated[float | None, typer.Option(help="Ratio, at least 1.  [default: 8]")] = None,
+    model: Model = "tiny",
+    rate: Annotated[float | None, typer.Option(help="TFLOP/s of the model here, as bench measures it.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what an enlargement would take, without running it: windows, work, memory, seconds.
+
+    Without --rate the seconds follow from a second of matrix products, for models and devices whose share of that rate
+    has been measured.
+    """
+    from tudsr.apps.models import to_json
+    from tudsr.apps.plan import make_plan, plan_lines
+
+    facts = make_plan(width, height, scale, model=model, rate=rate, device=device, dtype=dtype)
+    typer.echo(to_json(facts) if as_json else "\n".join(plan_lines(facts)))
+
+
+@app.command()
+def bench(
+    model: Model = "tiny",
+    sizes: Annotated[str, typer.Option(metavar="WxH,...", help="Of the inputs, commas between.")] = "256x256",
+    scale: Annotated[float, typer.Option(help="Ratio, at least 1.")] = 8.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs of each size, after one warm-up.")] = 5,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure seconds, peak memory and TFLOP/s, beside this machine's own matrix product in the same precision."""
+    from tudsr.apps.bench import bench_lines, run_bench
+    from tudsr.apps.models import to_json
+
+    found = run_bench(model, sizes, scale, repeat=repeat, device=device, dtype=dtype, threads=threads)
+    typer.echo(to_json(found) if as_json else "\n".join(bench_lines(found)))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -102,14 +102,14 @@ def foreign(name: str, folder: Path, scale: float) -> Method:
     return Method(name=name, kind="outputs", scale=scale, path=str(folder))
 
 
-def model_methods(model: str, scale: float, load: Loader, *, ablate: bool = False) -> list[Method]:
+def model_methods(model: str, scale: float, load: Loader, *, ways: Sequence[str] = ()) -> list[Method]:
     """Return the ways in which a model is run; nothing of it is loaded yet but its settings.
 
     Args:
         model: embedded name, folder or hub id.
         scale: what the model's own plan is made for.
         load: loads a model by that name; called once for every method that has something to compute.
-        ablate: instead of the model's own plan, the six ways of ABLATION, in its order.
+        ways: names in ABLATION to run instead of the model's own plan.
 
     Raises:
         ModelError, ConfigError: when the model is not there or its settings are damaged.
@@ -117,7 +117,7 @@ def model_methods(model: str, scale: float, load: Loader, *, ablate: bool = Fals
     """
     folder = find_model(model)
     config = ModelConfig.read(folder / CONFIG_NAME)
-    requests = list(ABLATION.values()) if ablate else [Request(scale=scale)]
+    requests = [ABLATION[way] for way in ways] or [Request(scale=scale)]
     hashes = weight_hashes(folder) | {CONFIG_NAME: sha256_file(folder / CONFIG_NAME)}
     label = re.sub(r"[^\w.+()-]+", "_", config.name).lstrip(".") or "model"
     return [_way(model, label, config, request, hashes, load) for request in requests]

@@ -1,20 +1,14 @@
-"""What a report's files say: the parts of results.json, where it was made, and the writing of all three files."""
+"""What a report's files say: the parts of results.json, and the writing of all three files."""
 
 import csv
 import io
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from tudsr.checkpoint import sha256_file, write_text
-from tudsr.device import pick_dtype
 from tudsr.eval.measure import Figures, Made, means
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric
@@ -24,43 +18,6 @@ from tudsr.image import read_picture
 from tudsr.resize import output_size
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
-_CPU_INFO = Path("/proc/cpuinfo")
-
-
-def machine(device: torch.device, dtype: str) -> dict[str, Any]:
-    """Return what figures and seconds depend on beside the code: versions, processor, threads, device, dtype."""
-    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(pick_dtype(dtype, device)).removeprefix("torch."),
-    }
-
-
-def commit() -> str:
-    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
-
-    A package that was installed below some other project's checkout does not get that project's commit.
-    """
-    package = Path(__file__).resolve().parents[1]
-    try:
-        top = _git(package, "rev-parse", "--show-toplevel")
-        if (Path(top) / "src" / "tudsr").resolve() != package:
-            return "unknown"
-        return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def metric_record(metric: Metric) -> dict[str, Any]:

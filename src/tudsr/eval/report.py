@@ -20,7 +20,8 @@ from tudsr.eval.methods import ABLATION, Loader, Method, bicubic, distinct, fore
 from tudsr.eval.metrics import Metric
 from tudsr.eval.outputs import make_outputs
 from tudsr.eval.pairs import Pair, Skipped, find_pairs, readable
-from tudsr.eval.record import commit, machine, method_record, metric_record, picture_record, write_report
+from tudsr.eval.record import method_record, metric_record, picture_record, write_report
+from tudsr.machine import commit, machine
 from tudsr.pipeline import TUDSR
 
 FORMAT = 1
@@ -41,6 +42,7 @@ class EvalConfig(Settings):
     outputs: dict[str, Path] = Field(default_factory=dict)
     metrics: tuple[str, ...] | None = None
     ablate: bool = False
+    ways: tuple[str, ...] = ()
     out: Path
     weights: Path | None = None
     device: str = "auto"
@@ -121,6 +123,12 @@ def _check(config: EvalConfig) -> None:
             f"--ablate compares the ways of one model at x{known}; {len(config.model)} models and x{config.scale:g} "
             "came."
         )
+    fitting = [way for way, request in ABLATION.items() if request.scale == config.scale]
+    if (config.ways and config.ablate) or any(way not in fitting for way in config.ways):
+        raise InputError(
+            f"--ways {','.join(config.ways)}: at x{config.scale:g} {', '.join(fitting) or 'none'} can be asked for"
+            + (", and --ablate runs them all." if config.ablate else ".")
+        )
     for folder in (config.lq, config.gt, *config.outputs.values()):
         if folder is not None and folder.resolve() in (config.out.resolve(), *config.out.resolve().parents):
             raise InputError(f"--out {config.out}: the report would lie among the pictures of {folder}.")
@@ -148,7 +156,8 @@ def choose_metrics(config: EvalConfig, device: torch.device) -> list[Metric]:
 def choose_methods(config: EvalConfig, load: Loader) -> list[Method]:
     """Return bicubic, the models' ways and the foreign folders, in this order, no two of one name."""
     others = [foreign(name, folder, config.scale) for name, folder in config.outputs.items()]
-    ours = [way for name in config.model for way in model_methods(name, config.scale, load, ablate=config.ablate)]
+    ways = tuple(ABLATION) if config.ablate else config.ways
+    ours = [way for name in config.model for way in model_methods(name, config.scale, load, ways=ways)]
     named = distinct([bicubic(config.scale), *others, *ours])  # foreign names stay as the user gave them
     return [named[0], *named[1 + len(others) :], *named[1 : 1 + len(others)]]
 

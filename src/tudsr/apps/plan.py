@@ -1,0 +1,128 @@
+"""`tudsr plan`: what an enlargement would take, without running it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tudsr.apps.report import peak_rss_mb
+from tudsr.cost import Cost, PassCost, enlargement_cost, meta_model
+from tudsr.device import pick_device, pick_dtype
+from tudsr.errors import InputError
+from tudsr.machine import matmul_rate
+from tudsr.pipeline import TUDSR, Request
+
+SHARES = {("tiny", "cpu"): 0.7, ("sd21", "cpu"): 0.6}
+"""Backbone and device → the share of the matrix product's rate that enlargements reached.
+
+Measured in bfloat16 on two cores of an AMD EPYC: tiny at 256² → 2048²; sd21's shapes at 128² → 1024², while other
+programs ran.
+"""
+_MB, _TERA = 1e6, 1e12
+
+
+def make_plan(
+    width: int,
+    height: int,
+    scale: float | None,
+    *,
+    model: str = "tiny",
+    rate: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Plan one enlargement.
+
+    Args:
+        width: of the input, in pixels.
+        height: of the input, in pixels.
+        scale: ratio; None is `pipeline.DEFAULT_SCALE`.
+        model: embedded name, folder or hub id.
+        rate: TFLOP/s that the model reaches, as `tudsr bench` measures it; None: a share of this machine's matrix
+            product rate, measured now, where that share is known.
+        device: auto, cpu, cuda or mps.
+        dtype: auto, fp32, bf16 or fp16.
+
+    Returns:
+        What `--json` prints; `seconds` and `rate` are null where no rate is known. `peak_mb` (10^6 bytes) is the sum
+        of `memory_mb`; on CUDA, of the weights and the window, as the rest is the host's.
+
+    Raises:
+        TudsrError: for a model, size, scale, rate, device or dtype that cannot be used.
+    """
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"--rate {rate:g}: a number above 0, in TFLOP/s, is expected.")
+    request = Request.of({"scale": scale})
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    loaded = meta_model(model, kind)
+    plan = TUDSR(loaded).plan(height, width, request)
+    cost = enlargement_cost(loaded, height, width, plan)
+    memory = _memory_mb(cost)
+    apart = where.type == "cuda"
+    rate = _rate(loaded.config.backbone, where, kind) if rate is None else rate
+    tflop = cost.flop / _TERA
+    return {
+        "model": model, "device": where.type, "dtype": str(kind).removeprefix("torch."),
+        "in_size": [width, height], "out_size": [plan.width, plan.height], "m": plan.m, "n": plan.n,
+        "passes": [_pass_record(one) for one in cost.passes],
+        "tflop": tflop, "useful_tflop": cost.useful_flop / _TERA,
+        "peak_mb": memory["weights"] + memory["window"] if apart else sum(memory.values()), "memory_mb": memory,
+        "seconds": None if rate is None else tflop / rate, "rate": rate,
+    }  # fmt: skip
+
+
+def _memory_mb(cost: Cost) -> dict[str, float]:
+    # This command has loaded the same libraries as an enlargement does, and holds little else.
+    return {
+        "libraries": round(peak_rss_mb(), 1),
+        "weights": round(cost.weights_bytes / _MB, 1),
+        "pictures": round(cost.pictures_bytes / _MB, 1),
+        "window": round(cost.window_bytes / _MB, 1),
+    }
+
+
+def _rate(backbone: str, device: torch.device, dtype: torch.dtype) -> float | None:
+    share = SHARES.get((backbone, device.type))
+    return None if share is None else share * matmul_rate(device, dtype)["tflops"]
+
+
+def _pass_record(one: PassCost) -> dict[str, Any]:
+    step, grid = one.step, one.grid
+    return {
+        "stage": step.stage, "ratio": step.ratio, "out_size": [step.width, step.height],
+        "rows": len(grid.ys), "columns": len(grid.xs), "window_px": [grid.window_w, grid.window_h],
+        "overlap_px": [_overlap_px(grid.xs, grid.window_w), _overlap_px(grid.ys, grid.window_h)],
+        "tflop": one.flop / _TERA, "useful_tflop": one.useful_flop / _TERA,
+    }  # fmt: skip
+
+
+def _overlap_px(starts: Sequence[int], side: int) -> int:
+    """Return the least overlap of neighbours; 0 for a single window."""
+    return min((a + side - b for a, b in zip(starts, starts[1:], strict=False)), default=0)
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Return `make_plan`'s facts for people."""
+    (width, height), (out_w, out_h) = plan["in_size"], plan["out_size"]
+    ratios = f"M {plan['m']:g}, N {plan['n']:g}"
+    memory = ", ".join(f"{name} {value:.0f}" for name, value in plan["memory_mb"].items())
+    lines = [f"{plan['model']}: {width}x{height} → {out_w}x{out_h} ({ratios}), {plan['dtype']} on {plan['device']}"]
+    lines += [f"pass {number}   {_pass_line(one)}" for number, one in enumerate(plan["passes"], 1)]
+    lines.append(f"work     {plan['tflop']:.3g} TFLOP, {plan['useful_tflop']:.3g} without overlap")
+    lines.append(f"memory   about {plan['peak_mb']:.0f} MB ({memory})")
+    if plan["seconds"] is None:
+        lines.append("seconds  not known here; `tudsr bench` measures the TFLOP/s to give as --rate")
+    else:
+        lines.append(f"seconds  about {plan['seconds']:.3g}, at {plan['rate']:.3g} TFLOP/s")
+    return lines
+
+
+def _pass_line(one: Mapping[str, Any]) -> str:
+    (width, height), (window_w, window_h) = one["out_size"], one["window_px"]
+    across, down = one["overlap_px"]
+    windows = f"{one['rows']}x{one['columns']} windows (rows x columns) of {window_w}x{window_h} px"
+    shared = f", overlap {across}x{down} px" if across or down else ""
+    work = f"{one['tflop']:.3g} TFLOP, {one['useful_tflop']:.3g} useful"
+    return f"stage {one['stage']}, x{one['ratio']:.4g} to {width}x{height}: {windows}{shared}; {work}"

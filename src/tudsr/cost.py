@@ -1,0 +1,256 @@
+"""What an enlargement costs, without doing it: work and memory, counted on tensors that have shapes and no numbers.
+
+Counted are convolutions, matrix products and attention of autoencoder and UNet, two FLOPs for a multiply-add. Left out,
+being small beside them: normalisations, activations, softmax, merging an adapter into the weights (once a pass),
+bicubic interpolation, the blend and the colour fix.
+"""
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tudsr import lora
+from tudsr.backbones import Backbone
+from tudsr.backbones.space_to_depth import SpaceToDepth
+from tudsr.checkpoint import load_tensors
+from tudsr.config import ModelConfig, read_object
+from tudsr.errors import ModelError
+from tudsr.folder import CONFIG_NAME, PROMPT_NAME, Model, find_model
+from tudsr.planner import Pass, Plan
+from tudsr.stage import Stage
+from tudsr.windows import WindowGrid, plan_windows
+
+META = torch.device("meta")
+BYTES_PER_PIXEL = 3 * 4  # RGB in float32
+WORKSPACE = 2
+"""Resident memory of a window over its `live_bytes`: operations have workspaces, and what is freed is given back late.
+
+Measured for `tiny` in bfloat16 on a CPU, the other parts taken off: 2.0 at 256² → 1024², 1.6 at 256² → 2048². Not
+verified on CUDA."""
+_BYTES_PER_FLOAT32 = 4
+_TIMESTEPS = 1000
+_PARTS = {kind.__name__: kind for kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, SpaceToDepth)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowCost:
+    """One window's FLOPs, and the most bytes of tensors alive at once, its pixels included and the weights not."""
+
+    flop: int
+    live_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """One pass: what it makes, its windows, and what each of them costs."""
+
+    step: Pass
+    grid: WindowGrid
+    window: WindowCost
+
+    @property
+    def flop(self) -> int:
+        """FLOPs of all windows."""
+        return len(self.grid.ys) * len(self.grid.xs) * self.window.flop
+
+    @property
+    def useful_flop(self) -> float:
+        """FLOPs of all windows, less the share of their area that overlaps or lies beyond the picture."""
+        return self.flop * self.grid.height * self.grid.width / self.grid.work_px
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """An enlargement's passes, and the bytes at its peak: pictures, weights, and one window's tensors.
+
+    Not in it: the libraries, and what loading holds for a moment (a weight file, mapped, beside its copy).
+    """
+
+    passes: tuple[PassCost, ...]
+    pictures_bytes: int
+    weights_bytes: int
+
+    @property
+    def window_bytes(self) -> int:
+        """What the largest window of all passes is expected to take: WORKSPACE times its live bytes."""
+        return WORKSPACE * max(one.window.live_bytes for one in self.passes)
+
+    @property
+    def flop(self) -> int:
+        """FLOPs of all passes."""
+        return sum(one.flop for one in self.passes)
+
+    @property
+    def useful_flop(self) -> float:
+        """FLOPs of all passes without overlap."""
+        return sum(one.useful_flop for one in self.passes)
+
+
+def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
+    """Build a model's networks on the meta device from its config files; no weight is read or allocated.
+
+    Args:
+        name: embedded name, folder or hub id.
+        dtype: that the networks would run in.
+
+    Returns:
+        The model without adapters (whose merged layers cost what the bare ones do) and without a scheduler.
+
+    Raises:
+        ModelError: when the model is not there or has a part of an unknown kind.
+        ConfigError: when a config file cannot be read.
+    """
+    folder = find_model(name)
+    config = ModelConfig.read(folder / CONFIG_NAME)
+    if dtype == torch.float16:  # as large as bfloat16; an output in it is looked over for overflow, which takes numbers
+        dtype = torch.bfloat16
+    unet, vae = (_part(folder / part, dtype) for part in ("unet", "vae"))
+    prompt = folder / PROMPT_NAME
+    embeds = load_tensors(prompt)[0]["prompt_embeds"].to(META, dtype) if prompt.is_file() else None
+    backbone = Backbone(unet, vae, torch.empty(_TIMESTEPS, device=META), "epsilon", embeds)
+    return Model(config, backbone.eval(), scheduler=None)
+
+
+def _part(folder: Path, dtype: torch.dtype) -> nn.Module:
+    values = read_object(folder / "config.json")
+    name = values.get("_class_name")
+    if name not in _PARTS:
+        raise ModelError(f"{folder}: a network of kind {name!r} is unknown; known ones: {', '.join(_PARTS)}.")
+    with META:
+        net: nn.Module = _PARTS[name].from_config(values)
+    return nn.Module.to(net, dtype)  # diffusers' own `to` warns of what matters only where there are numbers
+
+
+def enlargement_cost(model: Model, height: int, width: int, plan: Plan) -> Cost:
+    """Count what an enlargement takes, one window at a time.
+
+    Args:
+        model: from `meta_model`.
+        height: rows of the input.
+        width: columns of the input.
+        plan: its passes.
+
+    Raises:
+        ConfigError: when the model's overlap leaves no window that advances.
+    """
+    found: dict[tuple[int, int], WindowCost] = {}
+    passes = []
+    for step in plan.passes:
+        grid = plan_windows(step.height, step.width, model.config.windows)
+        size = grid.window_h, grid.window_w
+        if size not in found:
+            found[size] = window_cost(model, *size)
+        passes.append(PassCost(step=step, grid=grid, window=found[size]))
+    return Cost(
+        passes=tuple(passes), pictures_bytes=pictures_bytes(height, width, plan), weights_bytes=weights_bytes(model)
+    )
+
+
+@torch.no_grad()
+def window_cost(model: Model, height: int, width: int) -> WindowCost:
+    """Count one window of a size: encode, one step, decode.
+
+    Args:
+        model: from `meta_model`.
+        height: rows of the window, a multiple of the model's stride.
+        width: columns of the window, likewise.
+    """
+    stage = Stage(model.backbone, model.config.t1, None)
+    flops = FlopCounterMode(display=False)
+    with LiveBytes(model.backbone) as live, flops, _FusedAttention():
+        stage(torch.empty(1, 3, height, width, device=META))
+    return WindowCost(flop=flops.get_total_flops(), live_bytes=live.most)
+
+
+def pictures_bytes(height: int, width: int, plan: Plan) -> int:
+    """Return the most bytes of whole pictures that `pipeline.TUDSR` holds at once; transparency is not counted.
+
+    In each pass: the input picture, the pass's own input where that is another one, the latter upsampled, and the
+    canvas that windows are blended on. (The colour fix writes into the canvas.)
+
+    Args:
+        height: rows of the input.
+        width: columns of the input.
+        plan: its passes.
+    """
+    most = before = 0
+    for step in plan.passes:
+        most = max(most, height * width + before + 2 * step.height * step.width)
+        before = step.height * step.width
+    return BYTES_PER_PIXEL * most
+
+
+def weights_bytes(model: Model) -> int:
+    """Return the bytes of weights while a stage runs: the networks, both adapters, and the running one's merged layers.
+
+    Args:
+        model: from `meta_model`. The adapters, float32, are counted by its own settings.
+    """
+    spec, net = model.config.lora, model.backbone
+    adapted: list[Any] = [
+        module.weight
+        for path, module in net.unet.named_modules()
+        if any(f".{path}".endswith(f".{target}") for target in spec.targets)
+    ]
+    merged: int = sum(weight.nbytes for weight in adapted)
+    adapter: int = sum(spec.rank * (weight[0].numel() + weight.shape[0]) for weight in adapted)  # A and B
+    bare = sum(parameter.nbytes for parameter in net.parameters())
+    return bare + merged + len(lora.STAGES) * adapter * _BYTES_PER_FLOAT32
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves its modes untyped
+    """Follow the tensors that operations make: `most` is the largest sum of their bytes that was alive at once.
+
+    Memory inside an operation is not seen.
+
+    Args:
+        net: its parameters and buffers, which are there anyway, do not count; nor do views of them.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in (*net.parameters(), *net.buffers())}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self._now += storage.nbytes()
+        self.most = max(self.most, self._now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, count: int) -> None:
+        self._known.remove(key)
+        self._now -= count
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Let attention be one operation, as it is on CPU and CUDA; on meta it would be spelt out, scores and all."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,79 @@
+"""The machine that figures were made on: what it is, which code ran, and how fast it multiplies matrices."""
+
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tudsr.device import pick_dtype
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_MATMUL_SIDE = {"cuda": 8192}
+_MATMUL_SIDE_ELSEWHERE = 2048
+_MATMUL_RUNS, _MATMUL_SECONDS = 9, 1.0
+
+
+def machine(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Return what figures and seconds depend on beside the code: versions, processor, threads, device, dtype."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(pick_dtype(dtype, device)).removeprefix("torch."),
+    }
+
+
+def commit() -> str:
+    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
+
+    A package that was installed below some other project's checkout does not get that project's commit.
+    """
+    package = Path(__file__).resolve().parent
+    try:
+        top = _git(package, "rev-parse", "--show-toplevel")
+        if (Path(top) / "src" / "tudsr").resolve() != package:
+            return "unknown"
+        return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Measure this machine's matrix product, as it is now: after a warm-up, up to 9 runs or about a second.
+
+    Args:
+        device: to measure.
+        dtype: of both matrices.
+
+    Returns:
+        `tflops`, the median in TFLOP/s; `side` of the square matrices; `runs`.
+    """
+    side = _MATMUL_SIDE.get(device.type, _MATMUL_SIDE_ELSEWHERE)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    _timed_matmul(a, b)
+    seconds = [_timed_matmul(a, b)]
+    while len(seconds) < _MATMUL_RUNS and sum(seconds) < _MATMUL_SECONDS:
+        seconds.append(_timed_matmul(a, b))
+    return {"tflops": 2 * side**3 / statistics.median(seconds) / 1e12, "side": side, "runs": len(seconds)}
+
+
+def _timed_matmul(a: torch.Tensor, b: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    (a @ b)[0, 0].item()  # reading a number waits for the device
+    return time.perf_counter() - begun

@@ -1,0 +1,79 @@
+"""`tudsr bench` from the command line, on a very small model."""
+
+import json
+import sys
+
+import pytest
+
+from tudsr.apps import bench as module
+from tudsr.apps.cli import main
+from tudsr.apps.plan import make_plan
+
+MATMUL = {"tflops": 0.5, "side": 8, "runs": 1}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, model_folder):
+    """Return a function that runs `tudsr bench` here on the small model: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(module, "matmul_rate", lambda device, dtype: MATMUL)
+
+    def run(*arguments):
+        options = ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32"]
+        monkeypatch.setattr(sys, "argv", ["tudsr", "bench", *options, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_json_says_all(call, model_folder):
+    code, out, err = call("--sizes", "40x30,16x16", "--scale", 4, "--repeat", 3, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["model"], found["scale"], found["matmul"]) == (str(model_folder), 4, MATMUL)
+    assert (found["machine"]["device"], found["machine"]["dtype"]) == ("cpu", "float32")
+    assert found["commit"]
+    assert [one["in_size"] for one in found["sizes"]] == [[40, 30], [16, 16]]
+    assert [one["out_size"] for one in found["sizes"]] == [[160, 120], [64, 64]]
+    for one in found["sizes"]:
+        spread = one["seconds"]
+        low, high = spread["quartiles"]
+        assert 0 < low <= spread["median"] <= high
+        assert spread["runs"] == 3
+        assert one["tflops"] == pytest.approx(one["tflop"] / spread["median"])
+        assert one["share_of_matmul"] == pytest.approx(one["tflops"] / 0.5)
+        assert one["peak_mb"] > 50
+        planned = make_plan(*one["in_size"], 4, model=str(model_folder), rate=1, device="cpu", dtype="fp32")
+        assert (one["tflop"], one["useful_tflop"]) == (planned["tflop"], planned["useful_tflop"])
+
+
+def test_people_get_lines(call):
+    code, out, _ = call("--sizes", "16x12", "--scale", 2, "--repeat", 1)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[1] == "matrix product of 8x8: 0.5 TFLOP/s"
+    assert lines[2].startswith("16x12 → 32x24: ")
+    assert "1 runs" in lines[2]
+
+
+def test_the_warm_up_does_not_count(call, monkeypatch):
+    clock = iter([0, 100, 200, 201, 300, 303, 400, 402])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(module.tudsr.pipeline.TUDSR, "upscale_picture", lambda self, picture, request: picture)
+    found = json.loads(call("--sizes", "16x12", "--scale", 2, "--repeat", 3, "--json")[1])
+    assert found["sizes"][0]["seconds"] == {"median": 2, "quartiles": [1.5, 2.5], "runs": 3}
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("--sizes", "40"), ("--sizes", "40x30,"), ("--sizes", "0x30"), ("--sizes", "40x-3"), ("--scale", 0.5),
+        ("--repeat", 0), ("--sizes", "900000x900000"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_sentences(call, mistake):
+    code, out, err = call(*mistake)
+    assert (code, out) == (2, "")
+    assert "Error: " in err
+    assert "Traceback" not in err

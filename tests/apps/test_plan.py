@@ -1,0 +1,113 @@
+"""`tudsr plan` from the command line."""
+
+import json
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tudsr.apps import plan as module
+from tudsr.apps.cli import main
+from tudsr.errors import InputError
+
+HAS_TINY = (Path(str(resources.files("tudsr"))) / "weights/tiny/tudsr.json").is_file()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, model_folder):
+    """Return a function that runs `tudsr plan` here on the small model: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        options = ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32"]
+        monkeypatch.setattr(sys, "argv", ["tudsr", "plan", *options, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_json_says_all(call, model_folder):
+    code, out, err = call(40, 30, "--scale", 4, "--rate", 0.5, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["model"], found["device"], found["dtype"]) == (str(model_folder), "cpu", "float32")
+    assert (found["in_size"], found["out_size"], found["m"], found["n"]) == ([40, 30], [160, 120], 2, 2)
+    assert [(one["stage"], one["ratio"], one["out_size"]) for one in found["passes"]] == [
+        (1, 2, [80, 60]), (2, 2, [160, 120]),
+    ]  # fmt: skip
+    for one in found["passes"]:
+        across, down = one["overlap_px"]
+        (width, height), (window_w, window_h) = one["out_size"], one["window_px"]
+        assert min(across, down) >= 16 or one["columns"] == 1 or one["rows"] == 1
+        assert one["columns"] * window_w - (one["columns"] - 1) * across >= width
+        assert one["rows"] * window_h - (one["rows"] - 1) * down >= height
+        work = one["columns"] * one["rows"] * window_w * window_h
+        assert one["useful_tflop"] / one["tflop"] == pytest.approx(width * height / work)
+    assert found["tflop"] == pytest.approx(sum(one["tflop"] for one in found["passes"]))
+    assert found["useful_tflop"] == pytest.approx(sum(one["useful_tflop"] for one in found["passes"]))
+    assert (found["rate"], found["seconds"]) == (0.5, pytest.approx(found["tflop"] / 0.5))
+    assert set(found["memory_mb"]) == {"libraries", "weights", "pictures", "window"}
+    assert found["peak_mb"] == pytest.approx(sum(found["memory_mb"].values()))
+    assert found["memory_mb"]["pictures"] == pytest.approx((1200 + 4800 + 2 * 19200) * 12 / 1e6, abs=0.06)
+
+
+def test_people_get_lines(call):
+    code, out, _ = call(40, 30, "--scale", 4, "--rate", 0.5)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["pass", "pass", "work", "memory", "seconds"]
+    assert "40x30 → 160x120 (M 2, N 2), float32 on cpu" in lines[0]
+    assert "stage 2, x2 to 160x120: " in lines[2]
+
+
+def test_seconds_follow_from_a_measured_share(call, monkeypatch):
+    monkeypatch.setattr(module, "matmul_rate", lambda device, dtype: {"tflops": 2.0})
+    monkeypatch.setattr(module, "SHARES", {("tiny", "cpu"): 0.25})
+    found = json.loads(call(40, 30, "--json")[1])
+    assert found["out_size"] == [320, 240]
+    assert (found["rate"], found["seconds"]) == (0.5, pytest.approx(found["tflop"] / 0.5))
+
+
+def test_seconds_are_not_made_up(call, monkeypatch):
+    monkeypatch.setattr(module, "SHARES", {})
+    found = json.loads(call(40, 30, "--json")[1])
+    assert found["rate"] is found["seconds"] is None
+    assert "not known here" in call(40, 30)[1]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        (40, 30, "--scale", 0.5), (40, 30, "--scale", 1e9), (0, 30), ("a", 30), (40,), (40, 30, "--rate", 0),
+        (40, 30, "--rate", "nan"), (40, 30, "--dtype", "int8"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_sentences(call, mistake):
+    code, out, err = call(*mistake)
+    assert (code, out) == (2, "")
+    assert "Error: " in err
+    assert "Traceback" not in err
+
+
+def test_a_rate_is_named(model_folder):
+    with pytest.raises(InputError, match="--rate -1: a number above 0"):
+        module.make_plan(40, 30, None, model=str(model_folder), rate=-1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TINY, reason="the embedded model is not there")
+def test_the_peak_is_near_a_real_one(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    commands = ["plan", "256", "256", "--rate", "1"], ["upscale", "a.png", "-o", "x.png"]
+    planned, done = (
+        json.loads(subprocess.check_output([sys.executable, "-m", "tudsr", *words, "--json"], cwd=tmp_path))
+        for words in commands
+    )
+    assert planned["out_size"] == done["out_size"] == [2048, 2048]
+    assert planned["peak_mb"] == pytest.approx(done["peak_rss_mb"], rel=0.2)
