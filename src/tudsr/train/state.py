@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from tudsr.checkpoint import atomic_path
+from tudsr.data.photos import find_photos, manifest_hash
 from tudsr.errors import ConfigError
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
 from tudsr.train.tasks import Task
 
 STATE_NAME = "state.pt"
-LOCAL = frozenset({"model", "data", "out", "weights_dir", "init_discriminator"})
+LOCAL = frozenset({"model", "data", "out", "pairs", "weights_dir", "init_discriminator"})
 """Paths of one machine, not part of what a run is."""
 
 # val_count is not among them: it says which photos are trained on.
@@ -54,8 +55,11 @@ def identity(config: TrainConfig, model_sha256: Mapping[str, str], processes: in
         model_sha256: weight file → hash, of the model that the run starts from.
         processes: how many train together.
     """
+    values = config.model_dump(mode="json", exclude=set(LOCAL))
+    if config.pairs is not None:
+        values["pairs_sha256"] = manifest_hash(find_photos(config.pairs), config.pairs)
     return {
-        "config": config.model_dump(mode="json", exclude=set(LOCAL)),
+        "config": values,
         "model_sha256": dict(model_sha256),
         "processes": processes,
     }
