@@ -50,10 +50,10 @@ class PairDataset(PhotoDataset):
         super().__init__(
             gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0, checked=True
         )
-        self._store = _PairStore(gt, partners, crop_px, cache_mb)
+        self._store = self._pairs = _PairStore(gt, partners, crop_px, cache_mb)
 
     def _pictures(self, photo: int, pixels: Pixels, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        lq, side = self._store.partner(photo), self.lq_side_px(index)
+        lq, side = self._pairs.partner(photo), self.lq_side_px(index)
         region = max(side, -(-self.crop_px // self.ratio))  # in LQ pixels
         top, left = (int(rng.integers(length - region + 1)) for length in lq.shape[:2])
         turns, mirror = draw_symmetry(rng)
