@@ -34,15 +34,16 @@ def machine(device: torch.device, dtype: str) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
+def commit(package: Path = Path(__file__).parent) -> str:
     """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
 
-    A package that was installed below some other project's checkout does not get that project's commit.
+    Args:
+        package: the folder of the package. A package that was installed below some other project's checkout does not
+            get that project's commit.
     """
-    package = Path(__file__).resolve().parent
     try:
         top = _git(package, "rev-parse", "--show-toplevel")
-        if (Path(top) / "src" / "tudsr").resolve() != package:
+        if (Path(top) / "src" / "tudsr").resolve() != package.resolve():
             return "unknown"
         return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tudsr.train.runlog import commit
+from tudsr.machine import commit
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

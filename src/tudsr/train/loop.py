@@ -16,12 +16,13 @@ from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
 from tudsr.errors import TudsrError
 from tudsr.folder import CONFIG_NAME, find_model, load_model, save_model
+from tudsr.machine import commit
 from tudsr.train.batches import Batches
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
 from tudsr.train.objective import Seed
 from tudsr.train.photos import select_photos, write_photos
-from tudsr.train.runlog import RunLog, commit
+from tudsr.train.runlog import RunLog
 from tudsr.train.state import STATE_NAME, check_same, collect, identity, previous_state, put_back, save_state
 from tudsr.train.tasks import TASKS, Task, seeded_adapters
 from tudsr.train.validate import Validation, validation_side_px

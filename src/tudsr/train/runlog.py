@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tudsr.checkpoint import write_text
 from tudsr.image import Picture, write_picture
+from tudsr.machine import commit
 
 
 class RunLog:
@@ -84,24 +84,3 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": commit(),
     }
-
-
-def commit(package: Path = Path(__file__).parents[1]) -> str:
-    """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
-
-    Args:
-        package: the folder of the package. A package that was installed below some other project's checkout does not
-            get that project's commit.
-    """
-    try:
-        top = _git(package, "rev-parse", "--show-toplevel")
-        if (Path(top) / "src" / "tudsr").resolve() != package.resolve():
-            return "unknown"
-        return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
