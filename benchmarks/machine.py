@@ -8,15 +8,13 @@ from typing import Any
 import torch
 
 from tudsr.checkpoint import write_text
+from tudsr.machine import cpu_name
 from tudsr.train.runlog import environment
 
 
 def describe() -> dict[str, Any]:
     """Return machine, versions, commit and CPU model."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return environment() | {"cpu": cpu, "cores": torch.get_num_threads()}
+    return environment() | {"cpu": cpu_name(), "cores": torch.get_num_threads()}
 
 
 def spread(values: list[float]) -> dict[str, float]:

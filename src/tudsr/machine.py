@@ -20,18 +20,22 @@ _MATMUL_RUNS, _MATMUL_SECONDS = 9, 1.0
 
 def machine(device: torch.device, dtype: str) -> dict[str, Any]:
     """Return what figures and seconds depend on beside the code: versions, processor, threads, device, dtype."""
-    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu or platform.processor(),
+        "cpu": cpu_name() or platform.processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(pick_dtype(dtype, device)).removeprefix("torch."),
     }
+
+
+def cpu_name() -> str:
+    """Return what the system calls its processor; empty where it does not say."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def commit(package: Path = Path(__file__).parent) -> str:

@@ -44,9 +44,10 @@ class PairDataset(PhotoDataset):
         if alone:
             raise DataError(f"{root}: {alone[0]!r} is in one of gt and lq only; every picture needs its partner.")
         partners = [lq[path.stem] for path in gt]
-        self.ratio = _common_ratio(gt, partners)
+        lq_sizes = [_size(path) for path in partners]
+        self.ratio = _common_ratio(gt, lq_sizes)
         lowest = min((*scales.fixed, *(scales.uniform or ())))
-        _check_large_enough(partners, max(-(-crop_px // self.ratio), round(crop_px / lowest)))
+        _check_large_enough(partners, lq_sizes, max(-(-crop_px // self.ratio), round(crop_px / lowest)))
         super().__init__(
             gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0, checked=True
         )
@@ -80,11 +81,11 @@ class _PairStore(PhotoStore):
         return found
 
 
-def _common_ratio(gt: list[Path], lq: list[Path]) -> int:
-    """Return the one whole ratio of all pairs, from their headers."""
+def _common_ratio(gt: list[Path], lq_sizes: list[tuple[int, int]]) -> int:
+    """Return the one whole ratio of all pairs, from their headers; sizes are (width, height)."""
     ratio = 0
-    for path, partner in zip(gt, lq, strict=True):
-        (width, height), (small_width, small_height) = _size(path), _size(partner)
+    for path, (small_width, small_height) in zip(gt, lq_sizes, strict=True):
+        width, height = _size(path)
         ratio = ratio or max(1, width // small_width)
         if (width, height) != (small_width * ratio, small_height * ratio):
             raise DataError(
@@ -94,9 +95,8 @@ def _common_ratio(gt: list[Path], lq: list[Path]) -> int:
     return ratio
 
 
-def _check_large_enough(lq: list[Path], least_px: int) -> None:
-    for path in lq:
-        width, height = _size(path)
+def _check_large_enough(lq: list[Path], sizes: list[tuple[int, int]], least_px: int) -> None:
+    for path, (width, height) in zip(lq, sizes, strict=True):
         if min(width, height) < least_px:
             raise DataError(f"{path}: {width}x{height}; this run's crops and ratios need {least_px} px each way.")
 
