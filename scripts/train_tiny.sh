@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # train_tiny.sh RUNS TEACHER [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on where it
-# stopped. TEACHER holds pairs made by scripts/teacher_pairs.py from the same photos. The step counts are those of version
+# stopped. TEACHER holds pairs made by scripts/make_pairs.py --teacher from the same photos. The step counts are those of version
 # 2 (docs/experiments/2026-11-23-tiny-v2.md); more is better. Where no lr_end is given, the preset brings the rate down;
 # version 2's phases of that kind were cut off before.
 set -euo pipefail

@@ -133,6 +133,25 @@ def test_b_of_zero_and_no_adapter_are_the_identity(kind, how):
         torch.testing.assert_close(run(net, picture()), wanted, rtol=1e-12, atol=1e-12)
 
 
+@KINDS
+@FORWARDS
+def test_a_scaled_adapter_is_one_whose_b_was_scaled(kind, how):
+    net, half = build(kind), build(kind)
+    for one in (net, half):
+        randomise(one, "stage_1")
+    with torch.no_grad():
+        for layer in lora.layers(half, "stage_1").values():
+            layer.lora_B["stage_1"].weight.mul_(0.5)
+    with lora.LORA_FORWARDS[how](half, "stage_1"):
+        wanted = run(half, picture())
+    with lora.LORA_FORWARDS[how](net, "stage_1"):
+        whole = run(net, picture())
+    with lora.scaled(net, "stage_1", 0.5), lora.LORA_FORWARDS[how](net, "stage_1"):
+        torch.testing.assert_close(run(net, picture()), wanted, rtol=1e-12, atol=1e-12)
+    with lora.LORA_FORWARDS[how](net, "stage_1"):
+        torch.testing.assert_close(run(net, picture()), whole, rtol=0, atol=0)
+
+
 class HaltError(Exception):
     """What a test raises inside."""
 

@@ -142,6 +142,19 @@ def switched(unet: nn.Module, name: str | None) -> Iterator[None]:
                 tuner.enable_adapters(not disabled)
 
 
+@contextlib.contextmanager
+def scaled(unet: nn.Module, name: str | None, strength: float) -> Iterator[None]:
+    """Run the named adapter with its weights times `strength`; 0 is the bare base. Its own scaling comes back after."""
+    before = [(layer, layer.scaling[name]) for layer in layers(unet, name).values()] if name else []
+    try:
+        for layer, own in before:
+            layer.scaling[name] = own * strength
+        yield
+    finally:
+        for layer, own in before:
+            layer.scaling[name] = own
+
+
 LORA_FORWARDS = {"merged": merged, "switched": switched}
 
 

@@ -28,8 +28,8 @@ class Request(Settings):
     """What a user asks of one picture.
 
     `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
-    `overlap_px` overrule the model's window range; `batch` windows run together; `shift_px` moves the grid of windows
-    (to measure seams).
+    `overlap_px` overrule the model's window range; `fidelity`, 0 to 1, takes so much of the adapters' strength away: at
+    1 the bare base runs; `batch` windows run together; `shift_px` moves the grid of windows (to measure seams).
     """
 
     scale: float | None = None
@@ -40,6 +40,7 @@ class Request(Settings):
     t2: int | None = Field(default=None, ge=0, le=999)
     stage: Literal["both", 1, 2] = "both"
     color: str = "wavelet"
+    fidelity: float = Field(default=0.0, ge=0, le=1)
     tile_px: int | None = Field(default=None, gt=0)
     overlap_px: int | None = Field(default=None, ge=0)
     batch: int = Field(default=1, gt=0)
@@ -160,7 +161,7 @@ class TUDSR:
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
-        return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}")
+        return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}", 1 - request.fidelity)
 
     def _grid(self, step: Pass, request: Request) -> WindowGrid:
         windows = _window_range(self.config.windows, request.tile_px, request.overlap_px)

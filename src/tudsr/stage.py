@@ -1,8 +1,7 @@
 """One stage: upsample → encode → one step → decode. Inference and training both call it."""
 
 import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from tudsr import resize
 from tudsr.backbones.base import Backbone
 from tudsr.color import fix_color
-from tudsr.lora import LORA_FORWARDS
+from tudsr.lora import LORA_FORWARDS, scaled
 from tudsr.one_step import z0_from_prediction
 from tudsr.tiling import tiled
 from tudsr.windows import WindowGrid
@@ -23,17 +22,21 @@ class Stage(nn.Module):
         backbone: shared by both stages.
         t: the stage's fixed timestep, 0 to 999.
         adapter: name of the LoRA that runs in `active`, or None for the bare base.
+        strength: multiplies the LoRA's weights; 0 to 1.
 
     Source: METHOD («Generator, both stages»).
     """
 
-    def __init__(self, backbone: Backbone, t: int, adapter: str | None) -> None:
+    def __init__(self, backbone: Backbone, t: int, adapter: str | None, strength: float = 1.0) -> None:
         super().__init__()
-        self.backbone, self.t, self.adapter = backbone, t, adapter
+        self.backbone, self.t, self.adapter, self.strength = backbone, t, adapter, strength
 
-    def active(self, how: str = "merged") -> AbstractContextManager[None]:
-        """Return the context in which `forward` runs with this stage's adapter (see `lora.LORA_FORWARDS`)."""
-        return LORA_FORWARDS[how](self.backbone.unet, self.adapter)
+    @contextlib.contextmanager
+    def active(self, how: str = "merged") -> Iterator[None]:
+        """Make the context in which `forward` runs with this stage's adapter (see `lora.LORA_FORWARDS`)."""
+        unet = self.backbone.unet
+        with scaled(unet, self.adapter, self.strength), LORA_FORWARDS[how](unet, self.adapter):
+            yield
 
     @staticmethod
     def upsample(x: Tensor, height: int, width: int) -> Tensor:

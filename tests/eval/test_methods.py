@@ -49,6 +49,17 @@ def test_the_ablation_is_the_papers_six_ways(model_folder):
         assert ways == name
 
 
+def test_every_way_runs_with_every_fidelity(model_folder, model):
+    methods = model_methods(str(model_folder), 4, lambda name: model, ways=("M4", "M2N2"), fidelity=(0, 0.5))
+    assert [method.name.removeprefix("throw-away ") for method in methods] == [
+        "M4", "M4 fidelity 0.5", "M2N2", "M2N2 fidelity 0.5",
+    ]  # fmt: skip
+    lq = torch.rand(1, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = model.upscale(lq.add(1).div(2), 4, stage=1, fidelity=0.5) * 2 - 1
+    torch.testing.assert_close(methods[1].open()(lq), expected, atol=2e-5, rtol=0)
+    assert (methods[0].open()(lq) - expected).abs().max() > 0.01
+
+
 def test_a_way_runs_the_stages_that_it_names(model_folder, model):
     lq = torch.rand(1, 3, 10, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     outs = {}

@@ -12,6 +12,7 @@ from tudsr.perceptual.lpips import Lpips
 from tudsr.perceptual.weights import find_weights
 from tudsr.train import losses
 from tudsr.train.losses import LOSSES, WeightedLosses, adversarial_loss, discriminator_loss
+from tudsr.train.objective import PIXEL_LOSSES
 
 
 def picture(seed: int, batch: int = 2) -> Tensor:
@@ -44,7 +45,19 @@ def test_detail_is_blind_to_ramps_and_sees_a_checkerboard():
     assert float(losses.Detail()(board.expand(1, 3, 32, 32), gt)) == pytest.approx(24 / 25, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["mae", "mse", "detail", "dists", "ea_dists", "lpips_alex", "lpips_vgg"])
+@pytest.mark.parametrize("period_px", [4, 8])
+def test_grid_sees_a_pattern_of_its_period_and_little_of_noise(period_px):
+    gt = torch.zeros(1, 3, 64, 67)  # 67: what is beyond whole patches is left out
+    dots = torch.zeros(64, 67)
+    dots[1::period_px, 2::period_px] = 1.0
+    noise = torch.randn(1, 3, 64, 67, generator=torch.Generator().manual_seed(0))
+    grid, detail = losses.Grid(period_px), losses.Detail()
+    pattern = dots.expand(1, 3, 64, 67)
+    assert float(grid(pattern, gt)) == pytest.approx(float(detail(pattern, gt)), rel=0.15)
+    assert float(grid(noise, gt)) < 0.3 * float(detail(noise, gt))
+
+
+@pytest.mark.parametrize("name", [*PIXEL_LOSSES, "dists", "ea_dists", "lpips_alex", "lpips_vgg"])
 def test_contract_of_every_loss(name, random_nets):
     net = WeightedLosses({name: 3.0})
     sr, gt = picture(0).requires_grad_(), picture(1).requires_grad_()

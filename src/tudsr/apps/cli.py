@@ -23,6 +23,7 @@ Model = Annotated[str, typer.Option(help="Embedded name (tiny), model folder, or
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 Dtype = Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the networks.")]
 Color = Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour fix against the input.")]
+Fidelity = Annotated[float, typer.Option(min=0, max=1, help="1: true to the input and soft; 0: sharp.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule one setting.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 
@@ -58,6 +59,7 @@ def upscale(
     device: Device = "auto",
     dtype: Dtype = "auto",
     color: Color = "wavelet",
+    fidelity: Fidelity = 0.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
@@ -76,7 +78,7 @@ def upscale(
 
     names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px}
     alone = stage if stage == "both" else int(stage)
-    request = make_request(scale, size, names | {"stage": alone, "color": color, "batch": batch})
+    request = make_request(scale, size, names | {"stage": alone, "color": color, "fidelity": fidelity, "batch": batch})
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
         compare=compare,
@@ -154,6 +156,7 @@ def evaluate(
     metrics: Annotated[str | None, typer.Option(help="Names with commas between, pyiqa's too.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="M4, N4, M2N2, M8, N8 and M4N2 of one model.")] = False,
     ways: Annotated[str | None, typer.Option(help="Some of these, of the same scale; for example M4,M2N2.")] = None,
+    fidelity: Annotated[str, typer.Option(help="As of upscale, or several with commas between.")] = "0",
     weights: Annotated[Path | None, typer.Option(help="Folder of the metrics' networks.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -172,8 +175,8 @@ def evaluate(
     options = {
         "lq": lq, "gt": gt, "scale": scale, "model": tuple(model or ()), "ablate": ablate, "out": out,
         "ways": tuple(way.strip() for way in (ways or "").split(",") if way.strip()),
-        "weights": weights, "device": device, "dtype": dtype, "threads": threads, "limit": limit,
-        "pictures": pictures,
+        "fidelity": tuple(fidelity.split(",")), "weights": weights, "device": device, "dtype": dtype,
+        "threads": threads, "limit": limit, "pictures": pictures,
     }  # fmt: skip
     results = run_eval(make_config(outputs or (), metrics, options))
     if as_json:

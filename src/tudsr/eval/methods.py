@@ -102,7 +102,9 @@ def foreign(name: str, folder: Path, scale: float) -> Method:
     return Method(name=name, kind="outputs", scale=scale, path=str(folder))
 
 
-def model_methods(model: str, scale: float, load: Loader, *, ways: Sequence[str] = ()) -> list[Method]:
+def model_methods(
+    model: str, scale: float, load: Loader, *, ways: Sequence[str] = (), fidelity: Sequence[float] = (0.0,)
+) -> list[Method]:
     """Return the ways in which a model is run; nothing of it is loaded yet but its settings.
 
     Args:
@@ -110,6 +112,7 @@ def model_methods(model: str, scale: float, load: Loader, *, ways: Sequence[str]
         scale: what the model's own plan is made for.
         load: loads a model by that name; called once for every method that has something to compute.
         ways: names in ABLATION to run instead of the model's own plan.
+        fidelity: each way is run with every one of these (see `pipeline.Request`).
 
     Raises:
         ModelError, ConfigError: when the model is not there or its settings are damaged.
@@ -117,7 +120,8 @@ def model_methods(model: str, scale: float, load: Loader, *, ways: Sequence[str]
     """
     folder = find_model(model)
     config = ModelConfig.read(folder / CONFIG_NAME)
-    requests = [ABLATION[way] for way in ways] or [Request(scale=scale)]
+    plans = [ABLATION[way] for way in ways] or [Request(scale=scale)]
+    requests = [plan.model_copy(update={"fidelity": share}) for plan in plans for share in fidelity]
     hashes = weight_hashes(folder) | {CONFIG_NAME: sha256_file(folder / CONFIG_NAME)}
     label = re.sub(r"[^\w.+()-]+", "_", config.name).lstrip(".") or "model"
     return [_way(model, label, config, request, hashes, load) for request in requests]
@@ -130,7 +134,7 @@ def _way(
     stages = {step.stage for step in plan.passes}
     ways = "".join(f"{'M' if step.stage == 1 else 'N'}{step.ratio:g}" for step in plan.passes)
     return Method(
-        name=f"{label} {ways}",
+        name=f"{label} {ways}" + (f" fidelity {request.fidelity:g}" if request.fidelity else ""),
         kind="model",
         scale=plan.scale,
         path=model,

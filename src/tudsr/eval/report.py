@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -43,6 +43,7 @@ class EvalConfig(Settings):
     metrics: tuple[str, ...] | None = None
     ablate: bool = False
     ways: tuple[str, ...] = ()
+    fidelity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0,), min_length=1)
     out: Path
     weights: Path | None = None
     device: str = "auto"
@@ -157,7 +158,8 @@ def choose_methods(config: EvalConfig, load: Loader) -> list[Method]:
     """Return bicubic, the models' ways and the foreign folders, in this order, no two of one name."""
     others = [foreign(name, folder, config.scale) for name, folder in config.outputs.items()]
     ways = tuple(ABLATION) if config.ablate else config.ways
-    ours = [way for name in config.model for way in model_methods(name, config.scale, load, ways=ways)]
+    run_as = partial(model_methods, scale=config.scale, load=load, ways=ways, fidelity=config.fidelity)
+    ours = [method for name in config.model for method in run_as(name)]
     named = distinct([bicubic(config.scale), *others, *ours])  # foreign names stay as the user gave them
     return [named[0], *named[1 + len(others) :], *named[1 : 1 + len(others)]]
 

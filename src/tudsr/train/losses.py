@@ -37,6 +37,15 @@ class Mse(nn.Module):
         return (sr.float() - gt.float()).square().mean((1, 2, 3))
 
 
+def _mean_5x5(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=False)
+
+
+def _detail(x: Tensor) -> Tensor:
+    """Return what a 5x5 mean takes away."""
+    return x - _mean_5x5(x)
+
+
 class Detail(nn.Module):
     """Mean absolute error of the fine detail per picture: of what a 5x5 mean takes away.
 
@@ -45,9 +54,30 @@ class Detail(nn.Module):
 
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
         """Return (B,) float32 for two (B, 3, H, W) in [-1, 1]."""
-        error = sr.float() - gt.float()
-        smooth = F.avg_pool2d(error, 5, stride=1, padding=2, count_include_pad=False)
-        return (error - smooth).abs().mean((1, 2, 3))
+        return _detail(sr.float() - gt.float()).abs().mean((1, 2, 3))
+
+
+class Grid(nn.Module):
+    """Mean absolute value of what repeats in the fine detail's error with a generator's own period, per picture.
+
+    A decoder that unfolds channels into patches of pixels learns one patch pattern more easily than detail, and deep
+    losses reward it for its contrast. Averaged over 5x5 patches, phase by phase, such a pattern stays whole and
+    detail that is merely missing mostly cancels out.
+
+    Args:
+        period_px: side of a patch.
+    """
+
+    def __init__(self, period_px: int) -> None:
+        super().__init__()
+        self.period_px = period_px
+
+    def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """Return (B,) float32 for two (B, 3, H, W) in [-1, 1]; pixels beyond whole patches are left out."""
+        height, width = (side // self.period_px * self.period_px for side in sr.shape[-2:])
+        error = _detail(sr.float() - gt.float())[..., :height, :width]
+        phases = F.pixel_unshuffle(error, self.period_px)  # (B, 3 period², H / period, W / period)
+        return _mean_5x5(phases).abs().mean((1, 2, 3))
 
 
 def _ea_dists_on(features: str) -> LossFactory:
@@ -63,6 +93,8 @@ LOSSES: dict[str, LossFactory] = {
     "mae": lambda weights_dir, dtype, feature_model: Mae(),
     "mse": lambda weights_dir, dtype, feature_model: Mse(),
     "detail": lambda weights_dir, dtype, feature_model: Detail(),
+    "grid_4": lambda weights_dir, dtype, feature_model: Grid(4),
+    "grid_8": lambda weights_dir, dtype, feature_model: Grid(8),
     "dists": lambda weights_dir, dtype, feature_model: Dists(dtype).load(weights_dir),
     "ea_dists": lambda weights_dir, dtype, feature_model: EaDists(Dists(dtype).load(weights_dir)),
     "ea_dists_dinov3": _ea_dists_on("dinov3"),

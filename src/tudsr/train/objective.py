@@ -13,7 +13,7 @@ from tudsr.train.config import TrainConfig
 from tudsr.train.discriminators import Discriminator, build_discriminator
 from tudsr.train.losses import REAL_LABEL, WeightedLosses, adversarial_loss, discriminator_loss
 
-PIXEL_LOSSES = ("mae", "mse", "detail")
+PIXEL_LOSSES = ("mae", "mse", "detail", "grid_4", "grid_8")
 _STREAM_G, _STREAM_REAL, _STREAM_FAKE, _STREAM_JITTER = 12, 13, 14, 16
 
 

@@ -1,10 +1,12 @@
-"""Make training pairs whose ground truth is what another x4 model made of the LQ pictures, to learn from it.
+"""Make training pairs once that would cost degrading them anew in every run: photos, or a teacher's pictures, and LQ.
 
-    python scripts/teacher_pairs.py WEIGHTS.safetensors PHOTOS OUT [--exclude NAME ...] [--crops 6]
+    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6] [--exclude NAME ...]
 
 Reads the photos as a run does (the same ones are set aside for validation), cuts crops of 512 px, degrades them as the
-presets do and writes OUT/lq and OUT/gt, for `tudsr train --set pairs=OUT`. Needs spandrel, whose torchvision must not
-stand beside diffusers in the project's own environment: give it a folder of its own and name it in PYTHONPATH.
+presets do and writes OUT/lq and OUT/gt, for `tudsr train --set pairs=OUT`. With --teacher, the ground truth is what
+that x4 model made of the LQ picture (at other ratios: run twice and brought down), to learn from it. That needs
+spandrel, whose torchvision must not stand beside diffusers in the project's own environment: give it a folder of its
+own and name it in PYTHONPATH.
 """
 
 import argparse
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from safetensors.torch import load_file
 
 from tudsr.data.degradation import DegradationMix, degrade
 from tudsr.data.photos import decode_photo, find_photos, split_photos
 
-SIDE_PX, RATIO = 512, 4
+SIDE_PX = 512
 
 
 def teacher(weights: Path) -> torch.nn.Module:
@@ -34,6 +37,15 @@ def teacher(weights: Path) -> torch.nn.Module:
     return model.to(torch.bfloat16, memory_format=torch.channels_last)
 
 
+def enlarge(model: torch.nn.Module, lq: torch.Tensor, ratio: int) -> torch.Tensor:
+    """Return the teacher's picture of (3, h, w) in [-1, 1], `ratio` times as large."""
+    sr = ((lq + 1) / 2)[None].to(torch.bfloat16, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        while sr.shape[-1] < ratio * lq.shape[-1]:
+            sr = model(sr).clamp(0, 1)
+    return F.interpolate(sr.float(), scale_factor=ratio * lq.shape[-1] / sr.shape[-1], mode="area")[0] * 2 - 1
+
+
 def save(path: Path, picture: torch.Tensor) -> None:
     """Write (3, H, W) in [-1, 1] as an 8-bit PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,9 +55,10 @@ def save(path: Path, picture: torch.Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path)
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--teacher", type=Path, help="weights of a x4 model; without it, the photos are the truth")
+    parser.add_argument("--ratio", type=int, default=4, help="of gt to lq")
     parser.add_argument("--exclude", nargs="*", default=[])
     parser.add_argument("--val-count", type=int, default=12)
     parser.add_argument("--crops", type=int, default=6, help="of each photo")
@@ -53,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     found = [path for path in find_photos(args.photos) if not any(part in path.as_posix() for part in args.exclude)]
     paths, _ = split_photos(found, args.val_count, seed=0, root=args.photos)
-    model, begun = teacher(args.weights), time.perf_counter()
+    model, begun = args.teacher and teacher(args.teacher), time.perf_counter()
     for photo, path in enumerate(paths):
         pixels = decode_photo(path)
         for crop in range(args.crops):
@@ -62,12 +75,11 @@ def main() -> None:
             top, left = (int(rng.integers(side - SIDE_PX + 1)) for side in pixels.shape[:2])
             square = pixels[top : top + SIDE_PX, left : left + SIDE_PX]
             gt = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
-            lq = degrade(gt, SIDE_PX // RATIO, SIDE_PX // RATIO, preset=DegradationMix(), seed=args.seed, index=index)
+            side = SIDE_PX // args.ratio
+            lq = degrade(gt, side, side, preset=DegradationMix(), seed=args.seed, index=index)
             lq = ((lq.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # what its file will hold
-            with torch.inference_mode():
-                sr = model(((lq + 1) / 2)[None].to(torch.bfloat16, memory_format=torch.channels_last))[0].float()
             save(args.out / "lq" / f"{index:05d}.png", lq)
-            save(args.out / "gt" / f"{index:05d}.png", sr * 2 - 1)
+            save(args.out / "gt" / f"{index:05d}.png", enlarge(model, lq, args.ratio) if model else gt)
         print(f"{photo + 1}/{len(paths)} photos, {time.perf_counter() - begun:.0f} s", flush=True)
 
 
