@@ -1,0 +1,65 @@
+"""The shipped model on photos of the repository, degraded as its test sets are: what its users rely on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import tudsr
+from tudsr.data.degradation import degrade
+from tudsr.eval.metrics import METRICS
+from tudsr.pipeline import TUDSR
+from tudsr.resize import upsample
+
+PHOTOS = Path(__file__).parent / "photos"
+SIDE_PX = 256
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TUDSR:
+    return tudsr.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["budgie", "spices"])
+def pair(request) -> tuple[Tensor, Tensor]:
+    """Return (lq, gt) at ×4, both (1, 3, h, w) in [-1, 1]."""
+    pixels = np.array(Image.open(PHOTOS / f"{request.param}.webp").convert("RGB"))[:SIDE_PX, :SIDE_PX]
+    gt = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    height, width = (side // 4 for side in gt.shape[1:])
+    gt = gt[:, : 4 * height, : 4 * width]
+    return degrade(gt, height, width, preset="light", seed=0, index=0)[None], gt[None]
+
+
+def enlarged(tiny: TUDSR, lq: Tensor, **options: object) -> Tensor:
+    return tiny.upscale((lq + 1) / 2, 4, **options) * 2 - 1
+
+
+def sharpness(x: Tensor) -> float:
+    """Return the mean absolute difference of neighbours."""
+    return float(x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean())
+
+
+@pytest.mark.parametrize("options", [{"stage": 1}, {}])
+def test_fidelity_trades_sharpness_for_psnr(tiny, pair, options):
+    lq, gt = pair
+    psnr = METRICS["psnr"].load(None)
+    outputs = [enlarged(tiny, lq, fidelity=share, **options) for share in (0, 0.25, 0.5, 0.75, 1)]
+    figures = [psnr(sr, gt) for sr in outputs]
+    assert figures == sorted(figures), figures
+    assert figures[-1] > figures[0] + 0.02
+    sharp = [sharpness(sr) for sr in outputs]
+    assert sharp == sorted(sharp, reverse=True), sharp
+
+
+def test_edges_are_steeper_than_bicubic_ones_at_no_more_error(tiny, pair):
+    lq, gt = pair
+    bicubic = upsample(lq, *gt.shape[-2:])
+    sr = enlarged(tiny, lq)
+    assert (sr - gt).abs().mean() < 1.1 * (bicubic - gt).abs().mean()
+    slopes = gt.diff(dim=-1).abs().mean(1, keepdim=True)
+    edges = slopes > slopes.quantile(0.98)
+    steepness = [x.diff(dim=-1).abs().mean(1, keepdim=True)[edges].mean() for x in (sr, bicubic)]
+    assert steepness[0] > 1.05 * steepness[1]
