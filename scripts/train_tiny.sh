@@ -21,8 +21,8 @@ phase prior 0 "$runs/random" --set steps=700 --set batch=12 --set warmup=50
 
 # Clean: the base learns to restore. What a teacher made of an LQ picture is one picture, so that plain distances sharpen
 # without inventing a grid; photos first, since they take the net away from predicting noise.
-restore=(--set train=base --set loss_gan=0 --set 'losses={"mae":1,"detail":1}' --set batch=12
-  --set 'scales={"fixed":{"4":0.7},"uniform":[1.0,4.0]}')
+mostly_x4=(--set 'scales={"fixed":{"4":0.7},"uniform":[1.0,4.0]}')
+restore=(--set train=base --set loss_gan=0 --set 'losses={"mae":1,"detail":1}' --set batch=12 "${mostly_x4[@]}")
 phase base_1 1 "$runs/prior/model" "${restore[@]}" --set "pairs=$pairs" --set steps=600 --set lr=6e-4 --set warmup=60 \
   --set ema=0.998 --set seed=11
 phase base_2 1 "$runs/base_1/model" "${restore[@]}" --set "pairs=$teacher" --set steps=2800 --set lr=1e-3 --set warmup=30 \
@@ -32,7 +32,7 @@ phase base_2 1 "$runs/base_1/model" "${restore[@]}" --set "pairs=$teacher" --set
 sharpen=(--set jitter_px=32 --set loss_gan=0.05 --set lr=1e-3 --set lr_d=3e-4 --set warmup=20 --set ema=0.99
   --set 'losses={"mae":1,"detail":1,"grid_4":8,"dists":2,"lpips_alex":1}')
 phase stage_1 1 "$runs/base_2/model" "${sharpen[@]}" --set "pairs=$pairs" --set steps=550 --set batch=8 --set seed=13 \
-  --set 'scales={"fixed":{"4":0.7},"uniform":[1.0,4.0]}'
+  "${mostly_x4[@]}"
 [ -f "$runs/stage_1_mixed/tudsr.json" ] || "$bin/python" scripts/interpolate.py "$runs/base_2/model" \
   "$runs/stage_1/model" "$runs/stage_1_mixed" --stage 1 --share 0.65
 phase stage_2 2 "$runs/stage_1_mixed" "${sharpen[@]}" --set steps=260 --set batch=2 --set seed=14 --set ema=0.98 \
