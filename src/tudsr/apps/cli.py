@@ -43,7 +43,7 @@ def _root(
 
 @app.command()
 def upscale(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures, and folders of pictures.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Pictures and folders, by path or URL.")],
     output: Annotated[str, typer.Option("--output", "-o", help="A file (for one input file) or a folder.")],
     scale: Annotated[float | None, typer.Option(help="Ratio, at least 1.  [default: 8]")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size of the output instead of a scale.")] = None,
@@ -65,23 +65,27 @@ def upscale(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray's workers.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster: auto or HOST:PORT; none: a new one here.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray.  [default: what it has room for]")] = None,
 ) -> None:
     """Enlarge pictures and folders of pictures.
 
     Folders are searched at every depth and their structure is kept. Exit code 0: all done; 1: some pictures of several
     failed, each named on stderr; 2: nothing could be done.
     """
-    from tudsr.apps.batch import plan_jobs
+    from tudsr.apps.remote import plan_tasks
 
-    plan_jobs(inputs, output)  # a wrong path is said before torch takes seconds to import
-    from tudsr.apps.upscale import Run, make_request, upscale_all
+    plan_tasks(inputs, output)  # a wrong path is said before torch takes seconds to import
+    from tudsr.apps.engines import upscale_all
+    from tudsr.apps.upscale import Run, make_request
 
     names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px}
     alone = stage if stage == "both" else int(stage)
     request = make_request(scale, size, names | {"stage": alone, "color": color, "fidelity": fidelity, "batch": batch})
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
-        compare=compare,
+        compare=compare, engine=engine, address=address, workers=workers,
     )  # fmt: skip
     raise typer.Exit(1 if upscale_all(inputs, output, request, run) else 0)
 

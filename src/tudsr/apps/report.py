@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tudsr.apps.batch import Job
+from tudsr.apps.remote import Task
 
 _BYTES_PER_MB = 1_000_000
 _STATUS = Path("/proc/self/status")
@@ -58,12 +58,12 @@ class Reporter:
     """Reports on a batch; a context manager that draws the progress bar.
 
     Args:
-        jobs: all that will be worked on.
+        tasks: all that will be worked on.
         as_json: results go to stdout as JSON, one object a line, and nothing else does.
         quiet: neither bar nor lines, only errors.
     """
 
-    def __init__(self, jobs: list[Job], *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, tasks: list[Task], *, as_json: bool, quiet: bool) -> None:
         self._as_json, self._quiet = as_json, quiet
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         crowded = as_json and sys.stdout.isatty()  # the bar would be drawn over the objects
@@ -74,9 +74,9 @@ class Reporter:
             disable=quiet or crowded or not self._console.is_terminal,
         )  # fmt: skip
         # A file's size foretells its share of the work, without opening it.
-        self._weights = {job: max(1, job.source.stat().st_size) for job in jobs}
+        self._weights = {task: task.size_bytes for task in tasks}
         self._task = self._bar.add_task("", total=sum(self._weights.values()))
-        self._base, self._number, self._count = 0, 0, len(jobs)
+        self._base, self._number, self._count = 0, 0, len(tasks)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -85,18 +85,18 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def begin(self, job: Job) -> None:
+    def begin(self, task: Task) -> None:
         """Show that a picture is being worked on."""
         self._number += 1
-        self._bar.update(self._task, description=f"{self._number}/{self._count} {job.source.name}")
+        self._bar.update(self._task, description=f"{self._number}/{self._count} {PurePath(task.source).name}")
 
-    def windows(self, job: Job, done: int, total: int) -> None:
+    def windows(self, task: Task, done: int, total: int) -> None:
         """Advance by windows of one picture."""
-        self._bar.update(self._task, completed=self._base + self._weights[job] * done / max(1, total))
+        self._bar.update(self._task, completed=self._base + self._weights[task] * done / max(1, total))
 
-    def end(self, job: Job) -> None:
+    def end(self, task: Task) -> None:
         """Count a picture as dealt with, well or not."""
-        self._base += self._weights[job]
+        self._base += self._weights[task]
         self._bar.update(self._task, completed=self._base)
 
     def done(self, result: Result) -> None:

@@ -1,4 +1,4 @@
-"""Enlarge files and folders: one picture after another, with one model."""
+"""Enlarge one picture: what is asked of it, and how a command works. Engines call this for every picture."""
 
 import contextlib
 import re
@@ -6,20 +6,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-import tudsr
-from tudsr.apps.batch import Job, plan_jobs
+from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_size, write_comparison
-from tudsr.apps.report import Reporter, Result, peak_rss_mb
+from tudsr.apps.report import Result, peak_rss_mb
 from tudsr.errors import InputError
-from tudsr.image import check_output_path, read_picture, write_picture
+from tudsr.image import read_picture, write_picture
 from tudsr.image_encode import check_size
 from tudsr.pipeline import TUDSR, Request
 
-_PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
 
 
@@ -35,6 +33,19 @@ class Run:
     as_json: bool = False
     quiet: bool = False
     compare: Path | None = None
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
+
+
+class Listener(Protocol):
+    """Hears how the work on one picture goes."""
+
+    def windows(self, job: Job, done: int, total: int) -> None:
+        """Hear of finished windows."""
+
+    def note(self, line: str) -> None:
+        """Hear of something that is no error."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -62,70 +73,8 @@ def make_request(scale: float | None, size: str | None, options: dict[str, Any])
     return Request.of({"scale": scale, "size": target, **options})
 
 
-def upscale_all(inputs: list[Path], output: str, request: Request, run: Run) -> int:
-    """Enlarge everything.
-
-    Args:
-        inputs: files and folders.
-        output: file or folder, as the user wrote it.
-        request: what is asked of every picture.
-        run: the rest.
-
-    Returns:
-        How many pictures of several could not be done; each has been reported.
-
-    Raises:
-        TudsrError: before any work, or when the only picture cannot be done.
-    """
-    jobs = plan_jobs(inputs, output)
-    if run.compare is not None:
-        _check_compare(run, jobs)
-    todo = [job for job in jobs if run.overwrite or not job.target.exists()]
-    with Reporter(todo, as_json=run.as_json, quiet=run.quiet) as reporter:
-        for job in jobs:
-            if job not in todo:
-                reporter.note(f"{job.target}: exists already, not redone (--overwrite redoes it)")
-        failed = _work(todo, request, run, reporter, alone=len(jobs) == 1) if todo else 0
-        if failed:
-            reporter.error(f"{failed} of {len(jobs)} pictures could not be enlarged.")
-        return failed
-
-
-def _check_compare(run: Run, jobs: list[Job]) -> None:
-    assert run.compare is not None, "only called with it"
-    check_output_path(run.compare)
-    if len(jobs) > 1:
-        raise InputError(f"--compare makes one picture, and {len(jobs)} inputs came; give one.")
-    if run.compare.resolve() in {jobs[0].source.resolve(), jobs[0].target.resolve()}:
-        raise InputError(f"--compare {run.compare}: this is the input or the output; give another name.")
-    if jobs[0].target.exists() and not run.overwrite:
-        raise InputError(f"{jobs[0].target}: exists already, so there is nothing to compare; add --overwrite.")
-
-
-def _work(jobs: list[Job], request: Request, run: Run, reporter: Reporter, *, alone: bool) -> int:
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    model = tudsr.load(run.model, run.device, run.dtype)
-    if request.size is None:
-        model.plan(_PROBE_PX, _PROBE_PX, request)  # contradictory wishes fail here, once, before any work
-    failed = 0
-    for job in jobs:
-        reporter.begin(job)
-        try:
-            with _memory_in_words(job):
-                result = _enlarge(model, job, request, run, reporter)
-            reporter.done(result)
-        except InputError as error:
-            if alone:
-                raise
-            reporter.error(str(error))
-            failed += 1
-        reporter.end(job)
-    return failed
-
-
 @contextlib.contextmanager
-def _memory_in_words(job: Job) -> Iterator[None]:
+def memory_in_words(job: Job) -> Iterator[None]:
     """Turn the many ways of running out of memory into one sentence that says what helps."""
     try:
         yield
@@ -139,7 +88,19 @@ def _memory_in_words(job: Job) -> Iterator[None]:
         ) from error
 
 
-def _enlarge(model: TUDSR, job: Job, request: Request, run: Run, reporter: Reporter) -> Result:
+def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Listener) -> Result:
+    """Enlarge one picture file.
+
+    Args:
+        model: loaded.
+        job: two local files.
+        request: what is asked of the picture.
+        run: the rest.
+        reporter: hears of windows and of what could not be kept.
+
+    Raises:
+        InputError: when it cannot be done.
+    """
     begun = time.perf_counter()
     before = read_picture(job.source)
     plan = model.plan(before.height, before.width, request)

@@ -1,0 +1,191 @@
+"""Pictures wherever fsspec reaches: what becomes what, by path or URL, and local copies to work on. No torch."""
+
+import contextlib
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tudsr.apps.batch import PICTURE_SUFFIXES, Job, plan_jobs
+from tudsr.errors import InputError
+from tudsr.image_encode import FILE_FORMATS, file_format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One picture to enlarge: where it comes from and where it goes, each a path or a URL as the user would write it.
+
+    Attributes:
+        source: the picture.
+        target: the file to make.
+        size_bytes: of the source.
+    """
+
+    source: str
+    target: str
+    size_bytes: int = 1
+
+
+def is_url(place: str) -> bool:
+    """Tell a URL from a path."""
+    return "://" in place
+
+
+def plan_tasks(inputs: Sequence[str], output: str) -> tuple[list[Task], str | None]:
+    """Map pictures and folders, by path or URL, to outputs; the rules are those of `batch.plan_jobs`.
+
+    Returns:
+        The tasks, and the folder that they go to; None when the output is one named file.
+
+    Raises:
+        InputError: as `batch.plan_jobs`, or when a URL cannot be used.
+    """
+    if any(is_url(place) for place in (*inputs, output)):
+        tasks = _plan_urls(inputs, output)
+        alone = output
+    else:
+        jobs = plan_jobs([Path(place) for place in inputs], output)
+        tasks = [
+            Task(source=str(job.source), target=str(job.target), size_bytes=max(1, job.source.stat().st_size))
+            for job in jobs
+        ]
+        alone = str(Path(output))
+    return tasks, None if len(tasks) == 1 and tasks[0].target == alone else output
+
+
+def filesystem(place: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a path or URL, and the path in it.
+
+    Raises:
+        InputError: for an unknown protocol, or one whose package is missing.
+    """
+    from fsspec.core import url_to_fs
+
+    with in_words(place):
+        return url_to_fs(place)
+
+
+@contextlib.contextmanager
+def in_words(place: str) -> Iterator[None]:
+    """Turn what filesystems raise into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise InputError(f"{place}: cannot be used ({reason}).") from error
+
+
+def exists(place: str) -> bool:
+    """Whether there is a file at a path or URL."""
+    if not is_url(place):
+        return Path(place).exists()
+    fs, path = filesystem(place)
+    with in_words(place):
+        return fs.exists(path)
+
+
+def joined(folder: str, name: str) -> str:
+    """Return the path or URL of a name in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+
+
+@contextlib.contextmanager
+def local_job(task: Task) -> Iterator[Job]:
+    """Yield the local files of a task; those behind URLs are temporary, fetched before and stored after.
+
+    Raises:
+        InputError: when a file cannot be fetched or stored.
+    """
+    with contextlib.ExitStack() as stack:
+        source, target = Path(task.source), Path(task.target)
+        if is_url(task.source) or is_url(task.target):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tudsr-")))
+            source = folder / f"in-{source.name}" if is_url(task.source) else source
+            target = folder / f"out-{target.name}" if is_url(task.target) else target
+        if is_url(task.source):
+            fs, path = filesystem(task.source)
+            with in_words(task.source):
+                fs.get_file(path, str(source))
+        yield Job(source=source, target=target)
+        if is_url(task.target):
+            _store(target, task.target)
+
+
+def _store(file: Path, url: str) -> None:
+    """Upload under another name, then move: the file appears whole or not at all."""
+    fs, path = filesystem(url)
+    folder = path.rpartition("/")[0]
+    part = f"{folder}/.{uuid.uuid4().hex}{file.suffix}"
+    with in_words(url):
+        fs.makedirs(folder, exist_ok=True)
+        try:
+            fs.put_file(str(file), part)
+            fs.mv(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                fs.rm_file(part)
+            raise
+
+
+def _plan_urls(inputs: Sequence[str], output: str) -> list[Task]:
+    found = [entry for place in inputs for entry in _expand(place, output)]
+    if len(inputs) == 1 and found[0][0] == inputs[0] and not _is_folder(output):
+        file_format(Path(output))
+        source, _, size = found[0]
+        tasks = [Task(source=source, target=output, size_bytes=size)]
+    else:
+        if PurePosixPath(output).suffix.lower() in PICTURE_SUFFIXES and not _is_folder(output):
+            raise InputError(f"{output}: several pictures need a folder to go to, and this names a file.")
+        tasks = [Task(source=s, target=joined(output, _writable(name)), size_bytes=size) for s, name, size in found]
+    tasks = list({_full(task.source): task for task in tasks}.values())
+    sources, taken = {_full(task.source) for task in tasks}, dict[str, str]()
+    for task in tasks:
+        full = _full(task.target)
+        if full in sources:
+            raise InputError(f"{task.target}: this output is an input too; give another folder or name.")
+        if full in taken:
+            raise InputError(f"{taken[full]} and {task.source} would both become {task.target}; enlarge them apart.")
+        taken[full] = task.source
+    return tasks
+
+
+def _full(place: str) -> str:
+    fs, path = filesystem(place)
+    return fs.unstrip_protocol(path)
+
+
+def _is_folder(output: str) -> bool:
+    fs, path = filesystem(output)
+    with in_words(output):
+        return output.endswith("/") or not PurePosixPath(output).suffix or fs.isdir(path)
+
+
+def _expand(place: str, output: str) -> Iterator[tuple[str, str, int]]:
+    """Yield (file, its name relative to the output folder, its bytes) for a file or all pictures below a folder."""
+    fs, path = filesystem(place)
+    with in_words(place):
+        if fs.isfile(path):
+            yield place, PurePosixPath(path).name, max(1, fs.size(path) or 1)
+            return
+        if not fs.isdir(path):
+            raise InputError(f"{place}: no such file or folder.")
+        sizes = {key.removeprefix(path).lstrip("/"): entry["size"] for key, entry in fs.find(path, detail=True).items()}
+    root, inside = _full(place).rstrip("/") + "/", _full(output).rstrip("/") + "/"
+    skipped = inside if inside.startswith(root) and inside != root else None
+    found = [
+        name
+        for name in sorted(sizes)
+        if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+        and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+        and not (skipped and (root + name).startswith(skipped))
+    ]
+    if not found:
+        raise InputError(f"{place}: the folder holds no picture; accepted are {', '.join(sorted(PICTURE_SUFFIXES))}.")
+    yield from ((joined(place, name), name, max(1, sizes[name] or 1)) for name in found)
+
+
+def _writable(name: str) -> str:
+    path = PurePosixPath(name)
+    return name if path.suffix.lower() in FILE_FORMATS else str(path.with_suffix(".png"))

@@ -1,0 +1,171 @@
+"""What engines share: one command's pictures with their journal and report, and one picture done in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tudsr.apps.batch import Job
+from tudsr.apps.journal import MOST_ATTEMPTS, Journal
+from tudsr.apps.remote import Task, local_job
+from tudsr.apps.report import Reporter, Result
+from tudsr.apps.upscale import Run, enlarge_job, memory_in_words
+from tudsr.errors import InputError
+from tudsr.pipeline import TUDSR, Request
+
+_PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one attempt at a picture ended: with a result, or an error in words."""
+
+    result: Result | None = None
+    error: str = ""
+    notes: tuple[str, ...] = ()
+
+    def renamed(self, names: dict[str, str]) -> "Outcome":
+        """Return it with other names of files in its sentences."""
+        return replace(self, error=_renamed(self.error, names), notes=tuple(_renamed(n, names) for n in self.notes))
+
+
+class Work:
+    """The pictures of one command on their way through an engine.
+
+    Args:
+        tasks: what is to be done.
+        request: what is asked of every picture.
+        run: the rest.
+        reporter: tells the user.
+        journal: remembers for the next run.
+        alone: whether the command is about one picture; an error of it is raised.
+    """
+
+    def __init__(
+        self, tasks: list[Task], request: Request, run: Run, reporter: Reporter, journal: Journal, *, alone: bool
+    ) -> None:
+        self.tasks, self.request, self.run, self.reporter = tasks, request, run, reporter
+        self.failed = 0
+        self._journal, self._alone = journal, alone
+        self._begun: list[Task] = []
+        self._shown: set[Task] = set()
+
+    def begin(self, task: Task, worker: str | None = None) -> None:
+        """Note, before an attempt at a picture, that it begins."""
+        self._journal.begin(task, **_named(worker))
+        self._begun.append(task)
+        if task not in self._shown:
+            self._shown.add(task)
+            self.reporter.begin(task)
+
+    def settle(self, task: Task, outcome: Outcome, worker: str | None = None) -> None:
+        """Report and note how an attempt ended.
+
+        Raises:
+            InputError: when the only picture of the command could not be done.
+        """
+        self._begun.remove(task)
+        for note in outcome.notes:
+            self.reporter.note(note)
+        if outcome.result is not None:
+            self._journal.end(task, "done", seconds=outcome.result.seconds, **_named(worker))
+            self.reporter.done(outcome.result)
+        else:
+            self._journal.end(task, "failed", error=outcome.error, **_named(worker))
+            self.give_up(outcome.error)
+        self.reporter.end(task)
+
+    def lose(self, task: Task, worker: str | None = None) -> bool:
+        """Note that a worker died of or during a picture; return whether there is another attempt.
+
+        Raises:
+            InputError: when there is none, and it is the only picture of the command.
+        """
+        self._begun.remove(task)
+        self._journal.lost(task, **_named(worker))
+        if self._journal.attempts(task) < MOST_ATTEMPTS:
+            self.reporter.note(f"{task.source}: its worker died; it gets another attempt.")
+            return True
+        self.give_up(left_sentence(task))
+        self.reporter.end(task)
+        return False
+
+    def give_up(self, sentence: str) -> None:
+        """Count and report a picture that cannot be done.
+
+        Raises:
+            InputError: when it is the only one of the command.
+        """
+        if self._alone:
+            raise InputError(sentence)
+        self.reporter.error(sentence)
+        self.failed += 1
+
+    def stop(self) -> None:
+        """Note that attempts which still run are over: the user, or an error, ended the command."""
+        while self._begun:
+            self._journal.end(self._begun.pop(), "stopped")
+
+
+def left_sentence(task: Task) -> str:
+    """Say why a picture is left."""
+    return (
+        f"{task.source}: {MOST_ATTEMPTS} attempts at it began and never ended, so it probably kills its worker; it is "
+        "left (--overwrite tries it again)."
+    )
+
+
+def probe(model: TUDSR, request: Request) -> None:
+    """Refuse wishes that contradict each other for every picture.
+
+    Raises:
+        InputError: when they do.
+    """
+    if request.size is None:
+        model.plan(_PROBE_PX, _PROBE_PX, request)
+
+
+def enlarge_task(
+    model: TUDSR, task: Task, request: Request, run: Run, windows: Callable[[int, int], None] | None = None
+) -> Outcome:
+    """Enlarge one picture from and to anywhere; what the user can mend is an outcome, not an exception.
+
+    Args:
+        model: loaded.
+        task: the picture.
+        request: what is asked of it.
+        run: the rest.
+        windows: called with (windows done, windows in all).
+    """
+    names: dict[str, str] = {}
+    listener = _Listener(windows)
+    try:
+        with local_job(task) as job:
+            names = {str(job.source): task.source, str(job.target): task.target}
+            with memory_in_words(job):
+                result = enlarge_job(model, job, request, run, listener)
+    except InputError as error:
+        return Outcome(error=_renamed(str(error), names))
+    notes = tuple(_renamed(note, names) for note in listener.notes)
+    return Outcome(result=replace(result, input=task.source, output=task.target), notes=notes)
+
+
+class _Listener:
+    def __init__(self, windows: Callable[[int, int], None] | None) -> None:
+        self.notes: list[str] = []
+        self._windows = windows
+
+    def windows(self, job: Job, done: int, total: int) -> None:
+        if self._windows is not None:
+            self._windows(done, total)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    for name, shown in names.items():
+        text = text.replace(name, shown) if name != shown else text
+    return text
+
+
+def _named(worker: str | None) -> dict[str, str]:
+    return {} if worker is None else {"worker": worker}
