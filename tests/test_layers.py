@@ -18,7 +18,7 @@ LAYERS = [
     ["train", "eval"],
     ["pipeline", "models", "cost"],
     ["stage", "folder", "presets"],
-    ["backbones", "lora", "one_step", "tiling", "color", "perceptual", "data", "planner", "machine"],
+    ["backbones", "lora", "one_step", "tiling", "color", "canvas", "perceptual", "data", "planner", "machine"],
     ["windows", "resize", "image", "device"],
     ["config", "checkpoint"],
     ["errors"],

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tudsr import lora
 from tudsr.backbones import blueprint
-from tudsr.color import COLOR_FIXES
+from tudsr.color import COLOR_FIXES, fix_color
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError, InputError
 from tudsr.image import Picture, picture_from
@@ -161,9 +161,9 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
     stage = Stage(tudsr.model.backbone, 200, "stage_1")
     with inference(stage):
         raw = stage(lq_up)
-    wanted = COLOR_FIXES[name](raw.clone(), lq_up).clamp(-1, 1)
-    one_pass = tudsr.run_pass(x, tudsr.plan(16, 16, Request(scale=2, stage=1)).passes[0], Request(color=name))
-    torch.testing.assert_close(one_pass, wanted, rtol=0, atol=1e-5)
+    wanted = fix_color(name, raw, lq_up).clamp(-1, 1)
+    one_pass = tudsr.upscale_picture(Picture(pixels=x), Request(scale=2, stage=1, color=name))
+    torch.testing.assert_close(one_pass.pixels, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_options_that_cannot_be_used_are_config_errors(tudsr, wishes, words):
 
 
 def test_an_unknown_colour_fix_is_refused_before_any_work(tudsr, monkeypatch):
-    monkeypatch.setattr(TUDSR, "run_pass", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(TUDSR, "run_passes", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ConfigError, match=r"wavelet, adain, none.*'lab'"):
         tudsr.upscale(noise(4, 4), 2, color="lab")
 
@@ -203,7 +203,7 @@ def test_tiles_by_hand(tudsr):
 def test_an_overlap_alone_takes_windows_that_are_large_enough_for_it(tudsr, overlap_px, least):
     request = Request(scale=4, overlap_px=overlap_px)
     step = tudsr.plan(40, 9, request).passes[-1]  # 160 x 36 px
-    grid = tudsr._grid(step, request)
+    grid = tudsr.grid(step, request)
     assert min(grid.window_h, grid.window_w) >= least
     assert grid.window_w == max(40, least)
     assert all(a + grid.window_h - b >= overlap_px for a, b in zip(grid.ys, grid.ys[1:], strict=False))
@@ -272,6 +272,6 @@ def test_progress_counts_the_windows_of_all_passes(tudsr):
     tudsr.upscale(noise(20, 20), 4, progress=lambda done, total: calls.append((done, total)), batch=2)
     total = calls[0][1]
     plan = tudsr.plan(20, 20, Request(scale=4))
-    assert total == sum(len(tudsr._grid(step, Request(scale=4)).windows) for step in plan.passes) > 2
+    assert total == sum(len(tudsr.grid(step, Request(scale=4)).windows) for step in plan.passes) > 2
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
     assert calls[-1] == (total, total)

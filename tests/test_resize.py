@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tudsr.errors import InputError
-from tudsr.resize import crop, downsample, output_size, upsample
+from tudsr.resize import crop, downsample, output_size, part_of, upsample, upsampled
 
 SIDES = st.integers(1, 40)
 
@@ -113,3 +113,31 @@ def test_a_crop_keeps_the_top_left_and_cannot_enlarge():
     assert torch.equal(crop(x, 3, 5), x[..., :3, :5])
     with pytest.raises(AssertionError):
         crop(x, 9, 16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_parts_are_the_whole_pictures(data):
+    height, width = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    after = data.draw(st.integers(height, 120)), data.draw(st.integers(width, 700))
+    y0, x0 = (data.draw(st.integers(0, side - 1)) for side in after)
+    y1, x1 = data.draw(st.integers(y0 + 1, after[0])), data.draw(st.integers(x0 + 1, after[1]))
+    x = picture(height, width)
+    asked = []
+
+    def source(*box):
+        asked.append(box)
+        return part_of(x)(*box)
+
+    part = upsampled(source, (height, width), after)(y0, y1, x0, x1)
+    assert (part - upsample(x, *after)[..., y0:y1, x0:x1]).abs().max() <= 1e-6
+    ((top, bottom, left, right),) = asked
+    assert bottom - top <= (y1 - y0) * height / after[0] + 5, "reads no more rows than the part needs"
+    assert right - left <= (x1 - x0) * width / after[1] + 5
+
+
+def test_positions_are_right_where_a_side_is_long():
+    x = picture(1, 20_000, torch.float64)
+    far = upsampled(part_of(x.float()), (1, 20_000), (1, 70_001))(0, 1, 69_000, 69_100)
+    wanted = torch.nn.functional.interpolate(x, size=(1, 70_001), mode="bicubic")[..., 69_000:69_100]
+    torch.testing.assert_close(far.double(), wanted, rtol=0, atol=1e-6)

@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tudsr.config import WindowRange
-from tudsr.tiling import add_window, axis_weights, extract, share_of, tiled, window_weight
+from tudsr.resize import part_of
+from tudsr.tiling import add_window, axis_weights, extract, share_of, tiled, tiled_rows, window_weight
 from tudsr.windows import Window, WindowGrid, chunk_grid, plan_windows
 
 SMALL = WindowRange(min_px=16, max_px=32, stride_px=8, overlap_px=8)
@@ -191,3 +192,32 @@ def test_only_windows_beside_the_canvas():
 def test_a_window_is_its_rectangle():
     window = Window(y0=3, x0=4, y1=13, x1=24)
     assert (window.height, window.width) == (10, 20)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 150), st.integers(1, 60), st.integers(0, 15), st.integers(1, 4), st.data())
+def test_rows_are_the_whole_pictures_from_any_start(height, width, shift, batch, data):
+    x, grid = picture(height, width), plan_windows(height, width, SMALL, shift)
+    start = data.draw(st.integers(0, height - 1))
+
+    def fn(window):
+        return torch.sin(9 * window) + window.mean((1, 2, 3), keepdim=True)
+
+    rows = list(tiled_rows(fn, part_of(x), grid, batch))
+    assert (torch.cat(rows, dim=-2) - tiled(fn, x, grid)).abs().max() <= 1e-6
+    late = torch.cat(list(tiled_rows(fn, part_of(x), grid, batch, start=start)), dim=-2)
+    assert torch.equal(late, torch.cat(rows, dim=-2)[..., start:, :]), "to the bit"
+
+
+def test_rows_come_as_soon_as_no_window_touches_them():
+    x, grid = picture(150, 40), plan_windows(150, 40, SMALL)
+    ran: list[int] = []
+    calls: list[tuple[int, int]] = []
+    heights = []
+    for rows in tiled_rows(
+        lambda w: ran.append(len(w)) or w, part_of(x), grid, batch=2, progress=lambda *call: calls.append(call)
+    ):
+        heights.append(rows.shape[-2])
+        assert sum(ran) == len(heights) * len(grid.xs), "a row of windows, then its rows"
+    assert np.cumsum(heights).tolist() == [*grid.ys[1:], 150]
+    assert calls[-1] == (len(grid.windows), len(grid.windows))

@@ -1,27 +1,29 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from tudsr.color import COLOR_FIXES
+from tudsr.canvas import MemoryStore, RowsFrom, Store
+from tudsr.color import COLOR_FIXES, color_fix
 from tudsr.config import ModelConfig, Settings, WindowRange
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
 from tudsr.folder import Model, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.planner import Pass, Plan, plan_passes
-from tudsr.resize import upsample
-from tudsr.stage import Stage, inference, whole_picture
+from tudsr.resize import Region, part_of, upsample, upsampled
+from tudsr.stage import Stage, blended_rows, inference
+from tudsr.tiling import Progress
 from tudsr.windows import WindowGrid, plan_windows
 
 DEFAULT_SCALE = 8.0
-
-Progress = Callable[[int, int], None]
+_STRIP_PIXELS = 2**20
 
 
 class Request(Settings):
@@ -132,15 +134,14 @@ class TUDSR:
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
-        plan = self.plan(picture.height, picture.width, request)
-        report = _Windows(progress, [self._grid(step, request).windows for step in plan.passes])
-        x = picture.pixels
-        for step in plan.passes:
-            x = self.run_pass(x, step, request, report.step)
+        plan, store = self.plan(picture.height, picture.width, request), MemoryStore()
+        size = picture.height, picture.width
+        rows = self.run_passes(part_of(picture.pixels), size, plan, request, store, progress)
+        pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width)
         alpha = picture.alpha
         if alpha is not None:
             alpha = upsample(alpha, plan.height, plan.width).clamp_(0, 1)
-        return replace(picture, pixels=x, alpha=alpha)
+        return replace(picture, pixels=pixels, alpha=alpha)
 
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
@@ -148,31 +149,74 @@ class TUDSR:
         most = {"max_m": self.config.m_range[1], "max_n": self.config.n_range[1]}
         return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **most)
 
-    def run_pass(self, x: Tensor, step: Pass, request: Request, progress: Progress | None = None) -> Tensor:
-        """Run one stage on a whole picture: upsample → encode → one step → decode by windows → blend → colour.
+    def run_passes(
+        self,
+        source: Region,
+        size: tuple[int, int],
+        plan: Plan,
+        request: Request,
+        store: Store,
+        progress: Progress | None = None,
+    ) -> RowsFrom:
+        """Run every pass but the last, and return what makes the last one's rows.
 
         Args:
-            x: (1, 3, h, w), float32, [-1, 1].
-            step: which stage, and the size to make.
+            source: parts of the input picture, (1, 3, h, w), float32, [-1, 1].
+            size: its height and width.
+            plan: from `plan`.
             request: windows, colour fix, timesteps.
-            progress: called with (windows done, windows in all) of this pass.
+            store: where the pictures between the passes live.
+            progress: called with (windows done, windows in all passes).
 
         Returns:
-            (1, 3, step.height, step.width), float32, [-1, 1].
+            start -> the rows of the enlarged picture from there on, (1, 3, rows, W), float32, [-1, 1].
         """
-        lq_up = Stage.upsample(x, step.height, step.width)
-        grid = self._grid(step, request)
-        with inference(self._stage(step.stage, request)) as stage:
-            sr = whole_picture(stage, lq_up, grid, request.color, request.batch, progress)
-            # What stage 2 gets is restored already: to restore it twice, as its bare base would, is not truer to it.
-            return sr.lerp_(lq_up, request.taken_back) if step.stage == 2 and request.fidelity else sr
+        counts = [len(self.grid(step, request).windows) for step in plan.passes]
+        rows: RowsFrom | None = None
+        for number, step in enumerate(plan.passes):
+            if rows is not None:
+                before = plan.passes[number - 1]
+                size = before.height, before.width
+                source = store.fill(f"pass_{number}", *size, rows)
+            rows = self._pass_rows(source, size, step, request, store, _share(progress, counts, number))
+        assert rows is not None, "a plan has at least one pass"
+        return rows
+
+    def _pass_rows(
+        self, x: Region, size: tuple[int, int], step: Pass, request: Request, store: Store, progress: Progress | None
+    ) -> RowsFrom:
+        """Return what makes the rows of one pass: upsample → encode → one step → decode by windows → blend → colour."""
+        height, width = after = step.height, step.width
+        lq_up = upsampled(x, size, after)
+        grid, fix, stage = self.grid(step, request), color_fix(request.color), self._stage(step.stage, request)
+
+        def blended(start: int) -> Iterator[Tensor]:
+            with inference(stage):
+                yield from blended_rows(stage, lq_up, grid, request.batch, progress, start)
+
+        def finished(start: int) -> Iterator[Tensor]:
+            rows, statistics = blended, None
+            if fix.statistics is not None:
+                whole = store.fill(f"stage_{step.stage}_{height}x{width}_unfixed", height, width, blended)
+                rows, statistics = partial(_rows_of, whole, after), fix.statistics(whole, lq_up, after)
+            y = start
+            for fixed in fix.rows(rows(max(0, start - fix.halo_px)), lq_up, after, start, statistics):
+                sr, below = fixed.clamp_(-1, 1), y + fixed.shape[-2]
+                if step.stage == 2 and request.fidelity:
+                    # What stage 2 gets is restored already: to restore it again, as its base would, is not truer to it.
+                    sr = sr.lerp(lq_up(y, below, 0, width), request.taken_back)
+                y = below
+                yield sr
+
+        return finished
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
         strength = 1 - request.taken_back if number == 1 else 1.0
         return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}", strength)
 
-    def _grid(self, step: Pass, request: Request) -> WindowGrid:
+    def grid(self, step: Pass, request: Request) -> WindowGrid:
+        """Return the windows of a pass."""
         windows = _window_range(self.config.windows, request.tile_px, request.overlap_px)
         return plan_windows(step.height, step.width, windows, request.shift_px)
 
@@ -202,18 +246,18 @@ def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None)
     return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)
 
 
-class _Windows:
-    """Count windows over all passes."""
+def _rows_of(whole: Region, size: tuple[int, int], start: int) -> Iterator[Tensor]:
+    height, width = size
+    step = max(1, _STRIP_PIXELS // width)
+    for y in range(start, height, step):
+        yield whole(y, min(height, y + step), 0, width)
 
-    def __init__(self, progress: Progress | None, passes: list[tuple[object, ...]]) -> None:
-        self._progress, self._total = progress, sum(map(len, passes))
-        self._done = 0
 
-    def step(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(self._done + done, self._total)
-        if done == total:
-            self._done += total
+def _share(progress: Progress | None, counts: list[int], number: int) -> Progress | None:
+    """Let one pass count its windows among those of all passes."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(sum(counts[:number]) + done, sum(counts))
 
 
 def load(model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> TUDSR:

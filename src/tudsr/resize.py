@@ -1,12 +1,20 @@
 """Resampling, padding and cropping of NCHW tensors, and the size of an output picture."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tudsr.errors import InputError
+
+Region = Callable[[int, int, int, int], Tensor]
+"""(y0, y1, x0, x1) -> (B, C, y1 - y0, x1 - x0): a part of a picture that need not be in memory as a whole."""
+
+_A = -0.75
+_BLOCK_PX = 256  # outputs of one matrix product: the matrix is a band, and larger ones hold more zeros
+_STRIP_PIXELS = 2**20
 
 
 def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -46,7 +54,73 @@ def upsample(x: Tensor, height: int, width: int) -> Tensor:
     Returns:
         A new tensor (B, C, height, width) of x's dtype.
     """
-    return _bicubic(x, height, width, antialias=False)
+    part = upsampled(part_of(x), (x.shape[-2], x.shape[-1]), (height, width))
+    step = max(1, _STRIP_PIXELS // width)
+    return torch.cat([part(y, min(height, y + step), 0, width) for y in range(0, height, step)], dim=-2)
+
+
+def part_of(x: Tensor) -> Region:
+    """Return the parts of a picture that is in memory, (B, C, H, W), as views."""
+    return lambda y0, y1, x0, x1: x[..., y0:y1, x0:x1]
+
+
+def upsampled(source: Region, before: tuple[int, int], after: tuple[int, int]) -> Region:
+    """Return the parts of `upsample`'s result without making the whole.
+
+    Positions are computed in float64: torch's own bicubic interpolation takes them in float32, which is a thousandth
+    of a pixel off where a side has ten thousand.
+
+    Args:
+        source: the picture to enlarge.
+        before: its height and width.
+        after: height and width of the whole result.
+
+    Returns:
+        A function that reads as much of `source` as a part needs, two pixels around it included.
+    """
+
+    def part(y0: int, y1: int, x0: int, x1: int) -> Tensor:
+        top, rows = _bicubic_matrix(before[0], after[0], y0, y1)
+        left, right = _needed(before[1], after[1], x0, x1)
+        x = source(top, top + rows.shape[1], left, right)
+        work = x if x.dtype == torch.float64 else x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            tall = rows.to(work) @ work  # (B, C, y1 - y0, w)
+            blocks = []
+            for start in range(x0, x1, _BLOCK_PX):
+                first, matrix = _bicubic_matrix(before[1], after[1], start, min(x1, start + _BLOCK_PX))
+                seen = tall[..., first - left : first - left + matrix.shape[1]]
+                blocks.append(seen @ matrix.to(work).mT)
+            return torch.cat(blocks, dim=-1).to(x.dtype)  # (B, C, y1 - y0, x1 - x0)
+
+    return part
+
+
+def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:
+    """Return the half-open range of an axis's inputs that its outputs from start to stop are made of."""
+    first = math.floor((start + 0.5) * before / after - 0.5) - 1
+    last = math.floor((stop - 0.5) * before / after - 0.5) + 2
+    return min(max(first, 0), before - 1), min(max(last, 0), before - 1) + 1
+
+
+def _bicubic_matrix(before: int, after: int, start: int, stop: int) -> tuple[int, Tensor]:
+    """Return the first input and the weights, (stop - start, inputs) float64, of an axis's outputs from start to stop.
+
+    Source: Keys 1981, «Cubic convolution interpolation for digital image processing», equation 4, with its free
+    parameter a.
+    """
+    first, end = _needed(before, after, start, stop)
+    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * before / after - 0.5
+    left = centre.floor()
+    t = centre - left
+    matrix = torch.zeros(stop - start, end - first, dtype=torch.float64)
+    for tap in (-1, 0, 1, 2):
+        d = (t - tap).abs()
+        near = ((_A + 2) * d - (_A + 3)) * d * d + 1
+        far = (((d - 5) * d + 8) * d - 4) * _A
+        index = (left.long() + tap).clamp(0, before - 1) - first
+        matrix.scatter_add_(1, index[:, None], torch.where(d < 1, near, far)[:, None])
+    return first, matrix
 
 
 def downsample(x: Tensor, height: int, width: int) -> Tensor:
@@ -60,7 +134,9 @@ def downsample(x: Tensor, height: int, width: int) -> Tensor:
     Returns:
         A new tensor (B, C, height, width) of x's dtype; not clamped.
     """
-    return _bicubic(x, height, width, antialias=True)
+    work = x if x.dtype == torch.float64 else x.float()
+    y = F.interpolate(work, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+    return y.to(x.dtype)  # (B, C, height, width)
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
@@ -81,9 +157,3 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 def _round_half_up(value: float) -> int:
     return max(1, math.floor(value + 0.5))
-
-
-def _bicubic(x: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
-    work = x if x.dtype == torch.float64 else x.float()
-    y = F.interpolate(work, size=(height, width), mode="bicubic", align_corners=False, antialias=antialias)
-    return y.to(x.dtype)  # (B, C, height, width)

@@ -1,6 +1,6 @@
 """Run a function over overlapping windows of a picture and blend the results in bounded memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from types import EllipsisType
 
@@ -8,16 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tudsr.resize import Region, part_of
 from tudsr.windows import Window, WindowGrid
 
+Fn = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]
 
-def tiled(
-    fn: Callable[[Tensor], Tensor],
-    x: Tensor,
-    grid: WindowGrid,
-    batch: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
+
+def tiled(fn: Fn, x: Tensor, grid: WindowGrid, batch: int = 1, progress: Progress | None = None) -> Tensor:
     """Apply a function window by window and blend by a symmetric partition of unity.
 
     Memory is one canvas of the picture's size and `batch` windows. Accumulation is in float32 (float64 for float64
@@ -36,18 +34,75 @@ def tiled(
     assert x.shape[-2:] == (grid.height, grid.width), "the grid was planned for another picture"
     windows = grid.windows
     canvas: Tensor | None = None
-    for first in range(0, len(windows), batch):
-        group = windows[first : first + batch]
-        outputs = fn(torch.cat([extract(x, grid, window) for window in group]))  # (b * B, C_out, h, w)
+    for done, (window, output) in enumerate(_outputs(fn, part_of(x), grid, windows, batch), 1):
         if canvas is None:
-            shape = (x.shape[0], outputs.shape[1], grid.height, grid.width)
+            shape = (x.shape[0], output.shape[1], grid.height, grid.width)
             canvas = torch.zeros(shape, dtype=blend_dtype(x), device=x.device)
-        for window, output in zip(group, outputs.split(x.shape[0]), strict=True):
-            add_window(canvas, output, grid, window)
-        if progress is not None:
-            progress(first + len(group), len(windows))
+        add_window(canvas, output, grid, window)
+        if progress is not None and (done % batch == 0 or done == len(windows)):
+            progress(done, len(windows))
     assert canvas is not None, "a grid has at least one window"
     return canvas
+
+
+def tiled_rows(
+    fn: Fn, region: Region, grid: WindowGrid, batch: int = 1, progress: Progress | None = None, start: int = 0
+) -> Iterator[Tensor]:
+    """Do what `tiled` does for a picture that need not fit into memory: yield the blended rows, top to bottom.
+
+    Memory is one row of windows. The rows are the same whatever `start` is, to the bit: windows are batched within
+    their row only, and added in the same order.
+
+    Args:
+        fn: as in `tiled`.
+        region: gives parts of the picture, (B, C, h, w).
+        grid: the windows.
+        batch: windows per call of `fn`.
+        progress: called with (windows done, windows in all); windows above `start` count as done.
+        start: the first row that is wanted, in the picture's pixels.
+
+    Yields:
+        (B, C_out, rows, W), float32 or float64: the rows that no later window touches, from `start` to the last one.
+    """
+    band: Tensor | None = None
+    top = start  # the picture's row that the band begins with
+    for number, y0 in enumerate(grid.ys):
+        windows = [Window(y0=y0, x0=x0, y1=y0 + grid.window_h, x1=x0 + grid.window_w) for x0 in grid.xs]
+        below = grid.visible(windows[0]).y1
+        if below <= start:
+            continue
+        finished = grid.height if number == len(grid.ys) - 1 else max(top, grid.ys[number + 1] - grid.shift_px)
+        for column, (window, output) in enumerate(_outputs(fn, region, grid, windows, batch), 1):
+            band = _grown(band, output, below - top, grid.width)
+            add_window(band, output, grid, window, top)
+            if progress is not None and (column % batch == 0 or column == len(windows)):
+                progress(number * len(windows) + column, len(grid.ys) * len(windows))
+        assert band is not None, "a row has at least one window"
+        if finished > top:
+            yield band[..., : finished - top, :]
+            band = band[..., finished - top :, :].clone()
+            top = finished
+
+
+def _grown(band: Tensor | None, output: Tensor, rows: int, width: int) -> Tensor:
+    """Return the band with zeros below it, as many rows as it takes; itself where it has them."""
+    have = 0 if band is None else band.shape[-2]
+    if band is not None and have >= rows:
+        return band
+    grown = torch.zeros(*output.shape[:2], rows, width, dtype=blend_dtype(output), device=output.device)
+    if band is not None:
+        grown[..., :have, :] = band
+    return grown
+
+
+def _outputs(
+    fn: Fn, region: Region, grid: WindowGrid, windows: Sequence[Window], batch: int
+) -> Iterator[tuple[Window, Tensor]]:
+    """Run `fn` on some windows, `batch` at a time, and yield each with its output, (B, C_out, window_h, window_w)."""
+    for first in range(0, len(windows), batch):
+        group = windows[first : first + batch]
+        outputs = fn(torch.cat([_cut(region, grid, window) for window in group]))  # (b * B, C_out, h, w)
+        yield from zip(group, outputs.chunk(len(group)), strict=True)
 
 
 def blend_dtype(x: Tensor) -> torch.dtype:
@@ -69,15 +124,20 @@ def extract(x: Tensor, grid: WindowGrid, window: Window) -> Tensor:
     Returns:
         (B, C, window_h, window_w): a view where the window lies inside the picture.
     """
+    return _cut(part_of(x), grid, window)
+
+
+def _cut(region: Region, grid: WindowGrid, window: Window) -> Tensor:
     y0, x0 = window.y0 - grid.shift_px, window.x0 - grid.shift_px
     y1, x1 = y0 + window.height, x0 + window.width
     if min(y0, x0) >= 0 and y1 <= grid.height and x1 <= grid.width:
-        return x[..., y0:y1, x0:x1]
-    reach_y = max(grid.shift_px, grid.canvas_h - grid.shift_px - grid.height)
-    reach_x = max(grid.shift_px, grid.canvas_w - grid.shift_px - grid.width)
-    rows = _source_index(y0, y1, grid.height, reach_y, x.device)
-    columns = _source_index(x0, x1, grid.width, reach_x, x.device)
-    return x[..., rows[:, None], columns]  # (B, C, H, W) -> (B, C, h, w)
+        return region(y0, y1, x0, x1)
+    rows = _source_index(y0, y1, grid.height, max(grid.shift_px, grid.canvas_h - grid.shift_px - grid.height))
+    columns = _source_index(x0, x1, grid.width, max(grid.shift_px, grid.canvas_w - grid.shift_px - grid.width))
+    top, left = int(rows.min()), int(columns.min())
+    seen = region(top, int(rows.max()) + 1, left, int(columns.max()) + 1)
+    rows, columns = (rows - top).to(seen.device), (columns - left).to(seen.device)
+    return seen[..., rows[:, None], columns]  # (B, C, H, W) -> (B, C, h, w)
 
 
 def window_weight(
@@ -131,18 +191,23 @@ def axis_weights(starts: tuple[int, ...], side: int) -> np.ndarray:
     return weights
 
 
-def add_window(canvas: Tensor, output: Tensor, grid: WindowGrid, window: Window) -> None:
-    """Add a window's weighted output to the canvas, in place, leaving out what lies beyond the picture.
+def add_window(canvas: Tensor, output: Tensor, grid: WindowGrid, window: Window, top: int = 0) -> None:
+    """Add a window's weighted output to the canvas, in place, leaving out what lies beyond it.
 
     Args:
-        canvas: (B, C, H, W), float32 or float64; changed.
+        canvas: (B, C, rows, W), float32 or float64; changed.
         output: (B, C, window_h, window_w), any dtype and device.
         grid: the grid that the window belongs to.
         window: the window, in canvas pixels.
+        top: the picture's row that `canvas` begins with.
     """
-    seen, inside = grid.visible(window), _inside(grid, window)
-    weight = window_weight(grid, window, canvas.dtype, canvas.device)[inside]
-    canvas[..., seen.y0 : seen.y1, seen.x0 : seen.x1] += output.to(canvas)[inside] * weight
+    seen = grid.visible(window)
+    above = max(top - seen.y0, 0)
+    inside = _inside(grid, window)
+    weight = window_weight(grid, window, canvas.dtype, canvas.device)[inside][..., above:, :]
+    canvas[..., seen.y0 + above - top : seen.y1 - top, seen.x0 : seen.x1] += (
+        output.to(canvas)[inside][..., above:, :] * weight
+    )
 
 
 def share_of(gradient: Tensor, grid: WindowGrid, window: Window) -> Tensor:
@@ -170,9 +235,9 @@ def _inside(grid: WindowGrid, window: Window) -> tuple[EllipsisType, slice, slic
     return ..., slice(seen.y0 + y, seen.y1 + y), slice(seen.x0 + x, seen.x1 + x)
 
 
-def _source_index(start: int, stop: int, size: int, reach: int, device: torch.device) -> Tensor:
+def _source_index(start: int, stop: int, size: int, reach: int) -> Tensor:
     """Return which pixels of an axis of `size` stand at start to stop when padding goes `reach` px beyond its ends."""
-    position = torch.arange(start, stop, device=device)
+    position = torch.arange(start, stop)
     if reach >= size:
         return position.clamp(0, size - 1)
     mirrored = torch.where(position < 0, -position, position)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tudsr import lora
-from tudsr.color import COLOR_FIXES
+from tudsr.color import fix_color
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
 from tudsr.stage import Stage
@@ -94,7 +94,7 @@ def test_stage_2_starts_from_the_frozen_stage_1(make_task):
     net = task.stage.backbone
     with torch.no_grad(), lora.switched(net.unet, "stage_1"):
         up = Stage.upsample(lq, 64, 64)
-        m = COLOR_FIXES["wavelet"](Stage(net, 200, "stage_1")(up), up).clamp(-1, 1)
+        m = fix_color("wavelet", Stage(net, 200, "stage_1")(up), up).clamp(-1, 1)
     y = task.stage_input(lq, 128)
     assert not y.requires_grad
     torch.testing.assert_close(y, Stage.upsample(m, 128, 128), rtol=0, atol=1e-5)
@@ -206,7 +206,7 @@ def test_restore_is_the_stages_picture(make_task):
     lq = batch(64)["lq"]
     with torch.no_grad(), lora.switched(task.stage.backbone.unet, "stage_1"):
         up = Stage.upsample(lq, 64, 64)
-        wanted = COLOR_FIXES["wavelet"](task.stage(up), up).clamp(-1, 1)
+        wanted = fix_color("wavelet", task.stage(up), up).clamp(-1, 1)
     torch.testing.assert_close(task.restore(lq, 64), wanted, rtol=0, atol=1e-5)
 
 

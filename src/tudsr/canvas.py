@@ -1,0 +1,154 @@
+"""Pictures that are made row by row, in memory or on disk, and a journal of how far each of them is."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from tudsr.checkpoint import write_text
+from tudsr.resize import Region, part_of
+
+RowsFrom = Callable[[int], Iterator[Tensor]]
+"""start -> the rows of a picture from there on, (1, 3, rows, W), top to bottom."""
+
+JOURNAL_NAME = "journal.json"
+
+
+class Store(Protocol):
+    """Where the pictures of an enlargement live."""
+
+    def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:
+        """Make a picture from its rows, (1, 3, rows, W) float32, and return its parts.
+
+        Args:
+            name: by which a picture that was begun before is found again.
+            height: of the picture, in pixels.
+            width: likewise.
+            rows_from: gives the rows that are still to be made; not called where there are none.
+        """
+        ...
+
+
+class MemoryStore:
+    """Keeps every picture in memory for as long as somebody reads it."""
+
+    def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:  # noqa: ARG002
+        """Make a picture; see `Store.fill`."""
+        canvas, y = torch.empty(1, 3, height, width), 0
+        for rows in rows_from(0):
+            canvas[..., y : y + rows.shape[-2], :] = rows
+            y += rows.shape[-2]
+        return part_of(canvas)
+
+
+class RawFile:
+    """A picture as plain numbers in a file, row by row, channels together; read and written without mapping it.
+
+    A mapped file's pages would count as this process's memory.
+
+    Args:
+        path: of the file; made, without contents, if it is not there.
+        shape: (H, W, C).
+        dtype: of the numbers.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: DTypeLike) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        path.touch()
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray:
+        """Return rows y0 to y1 and columns x0 to x1, (y1 - y0, x1 - x0, C)."""
+        _, width, channels = self.shape
+        pixel = channels * self.dtype.itemsize
+        values = np.empty((y1 - y0, x1 - x0, channels), self.dtype)
+        whole = x1 - x0 == width
+        with self.path.open("rb", buffering=0) as file:
+            for row, y in enumerate(range(y0, y1)):
+                if row == 0 or not whole:
+                    file.seek((y * width + x0) * pixel)
+                target = values if whole else values[row]
+                _read_into(file, memoryview(target).cast("B"))
+                if whole:
+                    break
+        return values
+
+    def write(self, y: int, values: NDArray) -> None:
+        """Write whole rows, (rows, W, C), from row y on, and wait until the disk has them."""
+        assert values.shape[1:] == self.shape[1:], "whole rows are written"
+        with self.path.open("r+b", buffering=0) as file:
+            file.seek(y * self.shape[1] * self.shape[2] * self.dtype.itemsize)
+            data = memoryview(np.ascontiguousarray(values, self.dtype)).cast("B")
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+
+
+def _read_into(file: Any, target: memoryview) -> None:
+    while target:
+        count = file.readinto(target)
+        if not count:
+            raise OSError(f"{file.name} is shorter than its picture")
+        target = target[count:]
+
+
+class DiskStore:
+    """Keeps every picture in a folder and remembers how many of its rows are done, so that a killed run goes on.
+
+    Rows reach the disk before the journal says so: what the journal counts is there.
+
+    Args:
+        folder: for the files; made if it is not there.
+        key: what the rows depend on. Pictures that another key began are begun anew.
+        rows_at_once: rows that are written together, at least; the journal is written as often.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], rows_at_once: int = 64) -> None:
+        self._folder, self._rows_at_once = folder, rows_at_once
+        folder.mkdir(parents=True, exist_ok=True)
+        key = json.loads(json.dumps(key))  # as it comes back from the file
+        self._journal: dict[str, Any] = {"key": key, "rows": {}}
+        if (folder / JOURNAL_NAME).is_file():
+            found = json.loads((folder / JOURNAL_NAME).read_text(encoding="utf-8"))
+            if found["key"] == key:
+                self._journal = found
+
+    def done(self, name: str) -> int:
+        """Return how many rows of a picture are there."""
+        return int(self._journal["rows"].get(name, 0))
+
+    def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:
+        """Make a picture, or go on with it, in float32; see `Store.fill`."""
+        raw = RawFile(self._folder / f"{name}.f32", (height, width, 3), np.float32)
+        self.write(name, raw, (rows[0].permute(1, 2, 0).numpy() for rows in self.rest(name, height, rows_from)))
+
+        def part(y0: int, y1: int, x0: int, x1: int) -> Tensor:
+            # (h, w, 3) -> (1, 3, h, w); contiguous, as pictures in memory are: a sum's last bit depends on the layout
+            return torch.from_numpy(raw.read(y0, y1, x0, x1)).permute(2, 0, 1)[None].contiguous()
+
+        return part
+
+    def rest(self, name: str, height: int, rows_from: RowsFrom) -> Iterator[Tensor]:
+        """Yield the rows that are still to be made, at least `rows_at_once` together but for the last ones."""
+        done = self.done(name)
+        waiting: list[Tensor] = []
+        for rows in rows_from(done) if done < height else ():
+            waiting.append(rows)
+            done += rows.shape[-2]
+            if done == height or sum(one.shape[-2] for one in waiting) >= self._rows_at_once:
+                yield torch.cat(waiting, dim=-2)
+                waiting = []
+
+    def write(self, name: str, raw: RawFile, rows: Iterator[NDArray]) -> None:
+        """Write rows below those that are there, (rows, W, C), and journal them."""
+        y = self.done(name)
+        for values in rows:
+            raw.write(y, values)
+            y += len(values)
+            self._journal["rows"][name] = y
+            write_text(self._folder / JOURNAL_NAME, json.dumps(self._journal))
