@@ -16,7 +16,7 @@ from tudsr.cost import WORKSPACE, LiveBytes, enlargement_cost, meta_model, pictu
 from tudsr.errors import ModelError
 from tudsr.folder import Model, load_model
 from tudsr.planner import plan_passes
-from tudsr.stage import Stage, inference
+from tudsr.stage import Stage
 from tudsr.windows import plan_windows
 
 CPU = torch.device("cpu")
@@ -46,7 +46,8 @@ def test_shapes_cost_what_the_real_network_does(shapes, model_folder, size):
     """The real one runs with its adapter, on numbers."""
     real = load_model(model_folder, CPU, torch.float32)
     flops, window = FlopCounterMode(display=False), torch.zeros(1, 3, *size)
-    with inference(Stage(real.backbone, 200, "stage_1")) as stage:
+    stage = Stage(real.backbone, 200, "stage_1")
+    with torch.no_grad(), stage.active():  # `inference` keeps what later windows need again
         with flops:
             stage(window)
         with LiveBytes(real.backbone) as live:

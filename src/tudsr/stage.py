@@ -1,17 +1,19 @@
 """One stage: upsample → encode → one step → decode. Inference and training both call it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from tudsr import resize
 from tudsr.backbones.base import Backbone
+from tudsr.backbones.constants import kept
 from tudsr.color import fix_color
 from tudsr.lora import LORA_FORWARDS, scaled
 from tudsr.one_step import z0_from_prediction
-from tudsr.tiling import tiled
+from tudsr.resize import Region
+from tudsr.tiling import Progress, tiled, tiled_rows
 from tudsr.windows import WindowGrid
 
 
@@ -59,43 +61,55 @@ class Stage(nn.Module):
         return net.decode(z0).to(wide)
 
 
-def whole_picture(
-    stage: Stage,
-    lq_up: Tensor,
-    grid: WindowGrid,
-    color: str = "wavelet",
-    batch: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Run an active stage over a picture: window by window, blended, then the colour fix against its own input.
+def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid, color: str = "wavelet") -> Tensor:
+    """Run an active stage over pictures in memory: window by window, blended, then the colour fix.
 
     Args:
         stage: whose adapter is active, without gradients.
-        lq_up: (B, 3, H, W), float32, [-1, 1]; it may live on another device than the stage, where only windows go.
+        lq_up: (B, 3, H, W), float32, [-1, 1].
         grid: its windows.
         color: a key of color.COLOR_FIXES.
-        batch: windows per call.
-        progress: called with (windows done, windows in all).
 
     Returns:
-        (B, 3, H, W), float32, [-1, 1], where lq_up is.
+        (B, 3, H, W), float32, [-1, 1].
 
     Raises:
         ConfigError: for an unknown colour fix.
     """
+    return fix_color(color, tiled(stage, lq_up, grid), lq_up).clamp_(-1, 1)
+
+
+def blended_rows(
+    stage: Stage, lq_up: Region, grid: WindowGrid, batch: int = 1, progress: Progress | None = None, start: int = 0
+) -> Iterator[Tensor]:
+    """Run an active stage over a picture that need not be in memory: the rows of the blended windows, unfixed.
+
+    Args:
+        stage: whose adapter is active, without gradients.
+        lq_up: parts of (1, 3, H, W), float32, [-1, 1]; only windows go to the stage's device.
+        grid: its windows.
+        batch: windows per call.
+        progress: called with (windows done, windows in all).
+        start: the first row that is wanted.
+
+    Yields:
+        (1, 3, rows, W), float32, about [-1, 1], where `lq_up` is.
+    """
     device = stage.backbone.device
-    sr = tiled(lambda window: stage(window.to(device)).to(window.device), lq_up, grid, batch, progress)
-    fixed = [fix_color(color, one, ref) for one, ref in zip(sr.split(1), lq_up.split(1), strict=True)]
-    return (fixed[0] if len(fixed) == 1 else torch.cat(fixed)).clamp_(-1, 1)
+
+    def run(windows: Tensor) -> Tensor:
+        return stage(windows.to(device)).to(windows.device)
+
+    return tiled_rows(run, lq_up, grid, batch, progress, start)
 
 
 @contextlib.contextmanager
 def inference(stage: Stage):  # noqa: ANN201 - a context manager
-    """Run a stage for a picture: no gradient, its adapter merged once, train/eval mode put back."""
+    """Run a stage for a picture: no gradient, its adapter merged once, constants kept, train/eval mode put back."""
     modes = [(module, module.training) for module in stage.modules()]
     stage.eval()
     try:
-        with torch.inference_mode(), stage.active("merged"):
+        with torch.inference_mode(), stage.active("merged"), kept(stage.backbone):
             yield stage
     finally:
         for module, mode in modes:
