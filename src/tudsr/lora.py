@@ -99,7 +99,7 @@ def _merged_forward(layer: Any, name: str | None) -> Any:
         return base.forward
     if torch.is_grad_enabled():
         return functools.partial(_run_summed, layer, base, name)
-    return functools.partial(_run, base, _summed(layer, base, name))
+    return functools.partial(_run_kept, base, _summed(layer, base, name))
 
 
 def _summed(layer: Any, base: Any, name: str) -> Tensor:
@@ -112,6 +112,10 @@ def _summed(layer: Any, base: Any, name: str) -> Tensor:
 
 def _run_summed(layer: Any, base: nn.Module, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _run(base, _summed(layer, base, name), x)
+
+
+def _run_kept(base: Any, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _run(base, weight.to(base.weight.dtype), x)  # the base may be in float32 for a moment
 
 
 def _run(base: Any, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

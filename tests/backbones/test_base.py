@@ -4,11 +4,17 @@ import types
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
+from tudsr import lora
 from tudsr.backbones import BACKBONES, Backbone, blueprint
+from tudsr.backbones.constants import kept
+from tudsr.backbones.space_to_depth import SpaceToDepth
+from tudsr.config import LoraSpec
 from tudsr.errors import ConfigError
 from tudsr.presets import TRAINING
+from tudsr.stage import Stage
 
 
 class Overflowing(nn.Module):
@@ -31,16 +37,61 @@ class Overflowing(nn.Module):
         return types.SimpleNamespace(sample=self._run(z))
 
 
-def test_float16_overflow_is_computed_again_in_float32_and_said():
+def test_float16_overflow_is_computed_again_in_float32_and_said_once():
     vae = Overflowing().half()
     net = Backbone(nn.Linear(1, 1), vae, torch.linspace(0.9, 0.1, 10), "epsilon", None)
     x = torch.zeros(1, 3, 4, 4)
-    with pytest.warns(UserWarning, match="float16"):
-        z = net.encode(x)
-    assert torch.equal(z, torch.full_like(z, 2.0))
-    with pytest.warns(UserWarning, match="float32"):
-        assert torch.equal(net.decode(z), torch.full_like(z, 2.0))
+    with pytest.warns(UserWarning, match="the autoencoder overflowed in float16") as said:
+        made = [net.encode(x), net.encode(x), net.decode(torch.full_like(x, 2.0))]
+    assert len(said) == 1
+    assert all(torch.equal(one, torch.full_like(one, 2.0)) for one in made)
     assert vae.weight.dtype == torch.float16
+
+
+class Loud(nn.Module):
+    """A layer whose result is past float16's largest number."""
+
+    def forward(self, x):
+        return x * 60000.0 * 60000.0 / 60000.0 / 60000.0
+
+
+def loud_stage(dtype):
+    """Return a stage with a prompt and an adapter; the adapter stays in float32, as loaded ones do."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        in_channels=12, out_channels=12, down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",), block_out_channels=(16,), layers_per_block=1,
+        norm_num_groups=8, attention_head_dim=2, cross_attention_dim=12,
+    )  # fmt: skip
+    unet.conv_act = nn.Sequential(Loud(), nn.SiLU())
+    net = Backbone(unet, SpaceToDepth(patch_px=2), torch.linspace(0.99, 0.1, 1000), "epsilon", torch.randn(1, 5, 12))
+    lora.attach(unet, "stage_1", LoraSpec(rank=2, alpha=2))
+    for parameter in lora.parameters(unet, "stage_1"):
+        parameter.data = torch.randn_like(parameter) * 0.2
+    own = {id(parameter) for parameter in lora.parameters(unet, "stage_1")}
+    for parameter in net.parameters():
+        parameter.data = parameter.half().to(torch.float32 if id(parameter) in own else dtype)
+    net.prompt_embeds = net.prompt_embeds.half().to(dtype)
+    return Stage(net.requires_grad_(False).eval(), 200, "stage_1")
+
+
+@pytest.mark.parametrize("how", sorted(lora.LORA_FORWARDS))
+def test_a_window_that_overflows_in_the_unet_is_that_of_a_float32_unet(how):
+    """With the adapter merged or not, and what a run keeps of float16 left out."""
+    stage, wide = loud_stage(torch.float16), loud_stage(torch.float32)
+    before = {key: value.clone() for key, value in stage.state_dict().items()}
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode(), wide.active(how):
+        wanted = wide(x)
+    said = pytest.warns(UserWarning, match="the UNet overflowed in float16")
+    with torch.inference_mode(), stage.active(how), kept(stage.backbone), said as warnings:
+        found = [stage(x), stage(x)]
+    assert len(warnings) == 1
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], wanted, rtol=0, atol=2e-3)  # the merged weights are rounded to float16
+    after = stage.state_dict()
+    assert all(value.dtype == after[key].dtype and torch.equal(value, after[key]) for key, value in before.items())
+    assert not any(tensor.is_inference() for tensor in (*stage.parameters(), *stage.buffers()))
 
 
 def test_an_unknown_backbone_lists_the_known_ones():

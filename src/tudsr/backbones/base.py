@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.backbones.activations import reuse_maps
+from tudsr.backbones.precision import in_float32
 
 
 class Backbone(nn.Module):
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
         for part in (unet, vae):
             reuse_maps(part)
         self.prediction_type = prediction_type
+        self._overflowed: tuple[nn.Module, ...] = ()
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
         self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
 
@@ -57,17 +59,21 @@ class Backbone(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode x, (B, 3, H, W) in [-1, 1], to the scaled latent (B, C, h, w): the posterior's mode, no randomness."""
-        return self._finite(self._encode, x) * self.vae.config.scaling_factor
+        return self._finite(self.vae, self._encode, x) * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode a scaled latent, (B, C, h, w), to pixels (B, 3, H, W), about [-1, 1]."""
-        return self._finite(self._decode, z / self.vae.config.scaling_factor)
+        return self._finite(self.vae, self._decode, z / self.vae.config.scaling_factor)
 
     def predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         """Run the UNet on a scaled latent at timestep t (an int, or (B,)); returns its prediction, (B, C, h, w)."""
+        return self._finite(self.unet, lambda x: self._predict(x, t), z)
+
+    def _predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         c = self.prompt_embeds
         z = z.to(self.dtype, memory_format=torch.channels_last)
-        return self.unet(z, t, None if c is None else c.expand(len(z), -1, -1), return_dict=False)[0]
+        prompt = None if c is None else c.to(self.dtype).expand(len(z), -1, -1)
+        return self.unet(z, t, prompt, return_dict=False)[0]
 
     def _encode(self, x: Tensor) -> Tensor:
         out = self.vae.encode(x.to(self._vae_dtype, memory_format=torch.channels_last))
@@ -76,17 +82,17 @@ class Backbone(nn.Module):
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode(z.to(self._vae_dtype)).sample
 
-    def _finite(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Run a half of the autoencoder; SD's overflows in float16 now and then, and is then run again in float32."""
+    def _finite(self, part: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run the UNet or a half of the autoencoder; what overflows in float16 is run again in float32, said once."""
         out = run(x)
         if out.dtype != torch.float16 or bool(out.isfinite().all()):
             return out
-        warnings.warn("the autoencoder overflowed in float16; that part was computed in float32", stacklevel=2)
-        self.vae.float()
-        try:
+        if part not in self._overflowed:
+            self._overflowed += (part,)
+            name = "the UNet" if part is self.unet else "the autoencoder"
+            warnings.warn(f"{name} overflowed in float16; where it does, it runs again in float32", stacklevel=3)
+        with in_float32(part):
             return run(x)
-        finally:
-            self.vae.half()
 
     @property
     def _vae_dtype(self) -> torch.dtype:
