@@ -49,6 +49,7 @@ test-all: lint
 bench: $(READY)
 	@mkdir -p out/benchmarks
 	$(BIN)/python benchmarks/upscale.py --out out/benchmarks/upscale.json
+	$(BIN)/python benchmarks/plain.py --out out/benchmarks/plain.json
 	$(BIN)/python benchmarks/chunk_memory.py --out out/benchmarks/chunk_memory.json
 
 clean:
