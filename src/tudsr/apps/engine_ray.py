@@ -59,7 +59,8 @@ def run_ray(work: Work) -> None:
         for place in (task.source, task.target):
             if place.startswith("memory:"):
                 raise InputError(f"{place}: memory:// ends with this process, and Ray's workers are others.")
-    with _connected(ray, work.run):
+    # Ray tells of dead workers on stdout, where only results belong; the work tells of them itself.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), _connected(ray, work.run):
         share = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], work.run)
         # Workers may stand in other folders.
         model = str(Path(work.run.model).absolute()) if Path(work.run.model).exists() else work.run.model

@@ -65,6 +65,7 @@ class Reporter:
 
     def __init__(self, tasks: list[Task], *, as_json: bool, quiet: bool) -> None:
         self._as_json, self._quiet = as_json, quiet
+        self._out = sys.stdout  # what an engine's libraries print to a later one is not ours
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         crowded = as_json and sys.stdout.isatty()  # the bar would be drawn over the objects
         self._bar = Progress(
@@ -102,8 +103,8 @@ class Reporter:
     def done(self, result: Result) -> None:
         """Report a finished picture."""
         if self._as_json:
-            sys.stdout.write(result.to_json() + "\n")
-            sys.stdout.flush()
+            self._out.write(result.to_json() + "\n")
+            self._out.flush()
         self.note(result.to_line())
 
     def note(self, line: str) -> None:

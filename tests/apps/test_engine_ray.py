@@ -1,0 +1,161 @@
+"""Ray's workers on a cluster of two nodes: the same bytes, and nothing lost or doubled when workers die."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tudsr.apps import engine_ray
+from tudsr.apps.cli import app
+from tudsr.apps.engine_ray import Worker
+
+ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytestmark = pytest.mark.slow
+
+
+class Fragile(Worker):
+    """Dies by names of pictures, as real ones die by their content; tells where it ran."""
+
+    def enlarge(self, task):
+        name, folder = Path(task.source).name, Path(task.source).parent
+        (folder / f".node-{ray.get_runtime_context().get_node_id()}").touch()
+        if name.startswith("a"):
+            self._wait_for_the_other_node(folder)
+        if name.startswith("once"):
+            self._die_once(folder / f".{name}.died")
+        outcome = super().enlarge(task)
+        if name.startswith("late"):  # the output is there, and nobody heard of it
+            self._die_once(folder / f".{name}.died")
+        if name.startswith("bad"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcome
+
+    def _wait_for_the_other_node(self, folder):
+        until = time.monotonic() + 90
+        while len(list(folder.glob(".node-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _die_once(self, mark):
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FragileBefore(Fragile):
+    """Leaves no output of bad pictures."""
+
+    def enlarge(self, task):
+        if Path(task.source).name.startswith("bad"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().enlarge(task)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Return a Ray cluster of two nodes with one CPU each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        yield nodes
+        nodes.shutdown()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Return a function that writes small pictures of the given names to a folder and returns it."""
+
+    def write(*names):
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for seed, name in enumerate(names):
+            values = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+            Image.fromarray(values).save(folder / f"{name}.png")
+        return folder
+
+    return write
+
+
+def run(source, out, *options):
+    call = ["upscale", source, "-o", out, "--threads", 1, "--device", "cpu", "--scale", 4, "--json", *options]
+    return CliRunner().invoke(app, [*map(str, call)])
+
+
+def outputs(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*.png") if not path.name.startswith(".")}
+
+
+def events(folder):
+    lines = (folder / ".tudsr-journal.jsonl").read_text(encoding="utf-8").splitlines()
+    return Counter((event["event"], event["output"]) for event in map(json.loads, lines))
+
+
+def done(result):
+    return sorted(Path(json.loads(line)["output"]).name for line in result.stdout.splitlines())
+
+
+def test_deaths_lose_and_double_nothing_and_bytes_are_the_local_ones(
+    cluster, pictures, tmp_path, monkeypatch, one_thread
+):
+    monkeypatch.setattr(engine_ray, "Worker", FragileBefore)
+    folder = pictures("a", "bad", "b", "once", "late", "c", "d")
+    result = run(folder, tmp_path / "ray", "--engine", "ray", "--address", cluster.address)
+    assert result.exit_code == 1, result.output
+    good = ["a.png", "b.png", "c.png", "d.png", "late.png", "once.png"]
+    assert done(result) == good
+    assert result.stderr.count("bad.png: 2 attempts at it began and never ended") == 1
+    assert "1 of 7 pictures could not be enlarged" in result.stderr
+    assert len(list(folder.glob(".node-*"))) == 2  # by default, as many workers as there is room for
+
+    found = events(tmp_path / "ray")
+    assert {name: found["began", name] for name in (*good, "bad.png")} == dict.fromkeys(good, 1) | {
+        "once.png": 2, "late.png": 2, "bad.png": 2,
+    }  # fmt: skip
+    assert all(found["done", name] == 1 for name in good)
+    assert (found["lost", "bad.png"], found["done", "bad.png"]) == (2, 0)
+
+    assert run(folder, tmp_path / "local").exit_code == 0
+    local = outputs(tmp_path / "local")
+    local.pop("bad.png")
+    assert outputs(tmp_path / "ray") == local
+
+
+def test_either_engine_goes_on_where_the_other_stopped(cluster, pictures, tmp_path, one_thread, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # relative paths, as workers elsewhere would not know them
+    folder = pictures("first", "bad")
+    monkeypatch.setattr(engine_ray, "Worker", FragileBefore)
+    address = ("--engine", "ray", "--address", cluster.address, "--workers", 1)
+    assert run(folder.name, "out", *address).exit_code == 1
+    after = run(folder.name, "out")
+    assert (after.exit_code, after.stdout) == (1, "")
+    assert "bad.png: 2 attempts" in after.stderr
+    Image.open(folder / "first.png").save(folder / "new.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    final = run(folder.name, "out", *address)
+    assert [json.loads(line)["input"] for line in final.stdout.splitlines()] == ["in/new.png"]
+    assert "Error: in/broken.png" in final.stderr
+    assert (tmp_path / "out/new.png").read_bytes() == (tmp_path / "out/first.png").read_bytes()
+
+
+def test_what_workers_refuse_is_said_once(cluster, pictures, tmp_path):
+    address = ("--engine", "ray", "--address", cluster.address)
+    folder = pictures("a", "b")
+    said = run(folder, tmp_path / "out", *address, "--model", "nope").exception
+    assert type(said).__name__ == "ModelError"
+    assert str(said).startswith("model 'nope' is not there")
+    said = run(folder, tmp_path / "out", *address, "--workers", 3).exception
+    assert "has room for 2" in str(said)
+    result = run(f"file://{folder}", f"file://{tmp_path}/out/", *address)
+    assert result.exit_code == 0, result.output
+    assert set(outputs(tmp_path / "out")) == {"a.png", "b.png"}

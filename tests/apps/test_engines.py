@@ -1,0 +1,274 @@
+"""The local engine with its journal, pictures behind URLs, and what --engine ray refuses before it starts."""
+
+import json
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tudsr.apps.cli import app
+from tudsr.apps.engine_ray import Share, share_out
+from tudsr.apps.journal import Journal
+from tudsr.apps.remote import Task, plan_tasks
+from tudsr.apps.upscale import Run
+from tudsr.errors import InputError
+
+JOURNAL = ".tudsr-journal.jsonl"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["upscale", *map(str, arguments)])
+
+
+def events(folder):
+    lines = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+    return [(event["event"], event["output"]) for event in map(json.loads, lines)]
+
+
+def task(folder, name="a.png"):
+    return Task(source=f"in/{name}", target=f"{folder}/{name}")
+
+
+@pytest.fixture
+def memory():
+    """Return an empty memory:// filesystem."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
+
+
+def put(fs, path, photo, tmp_path):
+    photo(tmp_path / "upload" / Path(path).name)
+    fs.pipe_file(path, (tmp_path / "upload" / Path(path).name).read_bytes())
+
+
+def test_a_folder_run_journals_beginnings_and_ends(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"not a picture")
+    photo(tmp_path / "in/deep/c.png")
+    run(tmp_path / "in", "-o", tmp_path / "out")
+    expected = [("began", "a.png"), ("done", "a.png"), ("began", "b.png"), ("failed", "b.png")]
+    assert events(tmp_path / "out") == [*expected, ("began", "deep/c.png"), ("done", "deep/c.png")]
+
+
+def test_a_single_file_leaves_no_journal(bicubic, photo, tmp_path):
+    assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "x.png"]
+
+
+def test_the_beginning_is_on_disk_before_the_work(bicubic, photo, tmp_path, monkeypatch):
+    seen = []
+    enlarge = bicubic.upscale_picture
+    monkeypatch.setattr(bicubic, "upscale_picture", lambda *a: (seen.append(events(tmp_path / "out")), enlarge(*a))[1])
+    photo(tmp_path / "in/a.png")
+    run(tmp_path / "in", "-o", tmp_path / "out")
+    assert seen == [[("began", "a.png")]]
+
+
+def test_two_attempts_without_an_end_leave_a_picture_until_overwrite(bicubic, photo, tmp_path):
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    for _ in range(2):  # as two processes that were killed would
+        Journal(str(tmp_path / "out")).begin(task(tmp_path / "out"))
+    result = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "a.png: 2 attempts at it began and never ended" in result.stderr
+    assert "1 of 2 pictures could not be enlarged" in result.stderr
+    assert not (tmp_path / "out/a.png").exists()
+    assert (tmp_path / "out/b.png").exists()
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--overwrite").exit_code == 0
+    assert (tmp_path / "out/a.png").exists()
+    (tmp_path / "out/a.png").unlink()
+    assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+
+
+def test_one_attempt_without_an_end_is_followed_by_another(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png")
+    Journal(str(tmp_path / "out")).begin(task(tmp_path / "out"))
+    assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("shapes")])
+def test_what_the_user_or_an_error_stops_is_no_death(error, bicubic, photo, tmp_path, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(bicubic, "upscale_picture", broken)
+    photo(tmp_path / "in/a.png")
+    photo(tmp_path / "in/b.png")
+    for _ in range(3):
+        run(tmp_path / "in", "-o", tmp_path / "out")
+    assert events(tmp_path / "out") == [("began", "a.png"), ("stopped", "a.png")] * 3
+
+
+@pytest.mark.parametrize("folder", ["{tmp}/out", "{tmp}", "memory://out/deep/", "memory://out"])
+def test_the_journal_counts_attempts(folder, memory, tmp_path):
+    folder = folder.format(tmp=tmp_path)
+    a, b = task(folder.rstrip("/"), "a.png"), task(folder.rstrip("/"), "b/c.png")
+    first = Journal(folder)
+    first.begin(a)
+    first.begin(b)
+    first.lost(a)
+    first.begin(a)
+    first.end(b, "done")
+    again = Journal(folder)
+    assert [again.attempts(a), again.attempts(b)] == [2, 0]
+    again.end(a, "failed")
+    again.begin(b)
+    assert [Journal(folder).attempts(a), Journal(folder).attempts(b)] == [0, 1]
+    assert Journal(folder, fresh=True).attempts(b) == 0
+
+
+def test_a_line_that_a_kill_cut_off_costs_itself_only(tmp_path):
+    a, b = task(tmp_path, "a.png"), task(tmp_path, "b.png")
+    Journal(str(tmp_path)).begin(a)
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('{"event": "beg')
+    Journal(str(tmp_path)).begin(b)
+    assert [Journal(str(tmp_path)).attempts(t) for t in (a, b)] == [1, 1]
+
+
+def test_many_lines_behind_a_url_become_parts_and_none_is_lost(memory):
+    journal = Journal("memory://out")
+    names = [task("memory://out", f"{i}.png") for i in range(250)]
+    for one in names:
+        journal.begin(one)
+    assert len(memory.glob("/out/.tudsr-journal-*.jsonl")) == 3
+    assert [Journal("memory://out").attempts(one) for one in names] == [1] * 250
+
+
+def test_folders_behind_urls_keep_structure_and_resume(bicubic, photo, memory, tmp_path):
+    for name in ("a.png", "deep/b.gif", "deep/.hidden/c.png", "note.txt"):
+        put(memory, f"/in/{name}", photo, tmp_path) if not name.endswith("txt") else memory.pipe_file(
+            f"/in/{name}", b""
+        )
+    result = run("memory://in", "-o", "memory://in/out", "--json", "--scale", 2)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    pairs = [("memory://in/a.png", "memory://in/out/a.png"), ("memory://in/deep/b.gif", "memory://in/out/deep/b.png")]
+    assert [(one["input"], one["output"]) for one in found] == pairs
+    names = {Path(name).name for name in memory.find("/in/out")}
+    assert names == {"a.png", "b.png", ".tudsr-journal-00001.jsonl"}  # and no temporary one
+    with memory.open("/in/out/deep/b.png") as file, Image.open(file) as picture:
+        assert picture.size == (24, 16)
+    again = run("memory://in", "-o", "memory://in/out", "--json", "--scale", 2)
+    assert again.stdout == ""
+    assert "exists already" in again.stderr
+
+
+def test_a_url_gives_the_bytes_that_a_path_gives(bicubic, photo, memory, tmp_path):
+    source = photo(tmp_path / "a.png")
+    run(source, "-o", tmp_path / "x.png")
+    put(memory, "/a.png", photo, tmp_path)
+    for one, other in (("memory://a.png", tmp_path / "y.png"), (source, f"file://{tmp_path}/z.png")):
+        assert run(one, "-o", other).exit_code == 0
+    contents = {(tmp_path / name).read_bytes() for name in ("x.png", "y.png", "z.png")}
+    assert len(contents) == 1
+
+
+def test_errors_name_the_url_not_the_copy(bicubic, photo, memory, tmp_path):
+    memory.pipe_file("/in/bad.png", b"not a picture")
+    put(memory, "/in/good.png", photo, tmp_path)
+    result = run("memory://in", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "memory://in/bad.png" in result.stderr
+    assert "tudsr-" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "says"),
+    [
+        (["memory://none"], "out", "no such file or folder"),
+        (["nope://x/a.png"], "out", "cannot be used (Protocol not known: nope"),
+        (["memory://in"], "x.png", "several pictures need a folder"),
+        (["memory://in"], "memory://in", "is an input too"),
+        (["memory://in/a.png"], "memory://x.gif", "cannot be written with the suffix"),
+        (["memory://in", "memory://other"], "memory://out", "would both become"),
+        (["memory://empty"], "out", "holds no picture"),
+    ],
+)
+def test_urls_that_cannot_be_used_are_said(inputs, output, says, photo, memory, tmp_path):
+    put(memory, "/in/a.png", photo, tmp_path)
+    put(memory, "/other/a.png", photo, tmp_path)
+    memory.pipe_file("/empty/x.txt", b"")
+    with pytest.raises(InputError) as caught:
+        plan_tasks(inputs, output)
+    assert says in str(caught.value)
+
+
+def test_ray_that_is_missing_says_which_extra(photo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    photo(tmp_path / "in/a.png")
+    error = run(tmp_path / "in", "-o", tmp_path / "out", "--engine", "ray").exception
+    assert isinstance(error, InputError)
+    assert "pip install tudsr[ray]" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "ray://127.0.0.1:9", "127.0.0.1:x"])
+def test_an_address_without_a_cluster_is_said(address, photo, tmp_path):
+    pytest.importorskip("ray")
+    photo(tmp_path / "in/a.png")
+    error = run(tmp_path / "in", "-o", tmp_path / "out", "--engine", "ray", "--address", address).exception
+    assert isinstance(error, InputError)
+    assert f"--address {address}: no Ray cluster is reached there" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--workers", 2], "belong to --engine ray"),
+        (["--address", "auto"], "belong to --engine ray"),
+        (["--engine", "ray", "--compare", "both.png"], "only --engine local"),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(options, says, photo, tmp_path):
+    assert says in str(run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", *options).exception)
+
+
+def test_memory_urls_are_refused_for_ray(photo, memory, tmp_path):
+    pytest.importorskip("ray")
+    put(memory, "/a.png", photo, tmp_path)
+    assert "other" in str(run("memory://a.png", "-o", tmp_path / "x.png", "--engine", "ray").exception)
+
+
+CPU_NODES = [{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}]
+GPU_NODES = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "share"),
+    [
+        (CPU_NODES, {"threads": 3}, Share(threads=3, gpus=0, workers=3, device="auto")),
+        (CPU_NODES, {"threads": 8}, Share(threads=8, gpus=0, workers=1, device="auto")),
+        (CPU_NODES, {"threads": 1, "workers": 5}, Share(threads=1, gpus=0, workers=5, device="auto")),
+        (GPU_NODES, {}, Share(threads=4, gpus=1, workers=10, device="cuda")),
+        (GPU_NODES, {"device": "cpu", "threads": 16}, Share(threads=16, gpus=0, workers=7, device="cpu")),
+        (GPU_NODES, {"device": "cuda", "threads": 16}, Share(threads=16, gpus=1, workers=3, device="cuda")),
+    ],
+)
+def test_a_cluster_is_shared_out_machine_by_machine(nodes, options, share):
+    assert share_out(nodes, Run(**options)) == share
+
+
+def test_without_wishes_workers_compute_as_this_process_does(one_thread):
+    assert share_out(CPU_NODES, Run()) == Share(threads=1, gpus=0, workers=12, device="auto")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "says"),
+    [
+        (CPU_NODES, {"threads": 9}, "1 workers of 9 threads were asked for, and the Ray cluster has room for 0"),
+        (CPU_NODES, {"threads": 4, "workers": 4}, "has room for 3"),
+        (CPU_NODES, {"device": "cuda"}, "no machine with a GPU"),
+    ],
+)
+def test_a_cluster_without_room_is_said(nodes, options, says):
+    with pytest.raises(InputError) as caught:
+        share_out(nodes, Run(**options))
+    assert says in str(caught.value)
