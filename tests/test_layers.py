@@ -15,8 +15,10 @@ SRC = ROOT / "src" / "tudsr"
 LAYERS = [
     ["__main__"],
     ["apps"],
-    ["train", "eval"],
-    ["pipeline", "models", "cost"],
+    ["train", "eval", "files"],
+    ["pipeline", "models"],
+    ["memory"],
+    ["cost", "request", "whole"],
     ["stage", "folder", "presets"],
     ["backbones", "lora", "one_step", "tiling", "color", "canvas", "perceptual", "data", "planner", "machine"],
     ["windows", "resize", "image", "device"],

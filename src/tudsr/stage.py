@@ -54,11 +54,14 @@ class Stage(nn.Module):
         Returns:
             (B, 3, H, W), about [-1, 1], float32 (float64 for a float64 backbone).
         """
+        z = self.backbone.encode(lq_up)  # (B, C, H / f, W / f)
+        return self.backbone.decode(self.step(z)).to(self.backbone.wide_dtype)
+
+    def step(self, z: Tensor) -> Tensor:
+        """Return z0 of a scaled latent z, both (B, C, h, w), in the wide dtype: the one step, at the stage's t."""
         net, wide = self.backbone, self.backbone.wide_dtype
-        z = net.encode(lq_up)  # (B, C, H / f, W / f)
         pred = net.predict(z, self.t)
-        z0 = z0_from_prediction(pred.to(wide), z.to(wide), net.alpha_bar(self.t).to(wide), net.prediction_type)
-        return net.decode(z0).to(wide)
+        return z0_from_prediction(pred.to(wide), z.to(wide), net.alpha_bar(self.t).to(wide), net.prediction_type)
 
 
 def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid, color: str = "wavelet") -> Tensor:
