@@ -23,7 +23,7 @@ setup: $(READY)
 $(READY): constraints.txt pyproject.toml
 	@test -n "$(PY)" || { echo "Python 3.11 or newer is needed; name one: make PY=/path/to/python3"; exit 1; }
 	$(PY) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,ray,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,ray,huge,dev]'
 	@touch $(READY)
 
 upscale: $(READY)

@@ -12,7 +12,8 @@ import torch
 from tudsr.data.photos import find_photos
 from tudsr.eval.metrics import METRICS
 from tudsr.image import Picture, read_picture
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 
 
 def main() -> None:

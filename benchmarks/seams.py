@@ -19,7 +19,8 @@ from tudsr.data.photos import find_photos
 from tudsr.eval.seams import seam_index
 from tudsr.image import Picture, read_picture
 from tudsr.perceptual.dists import Dists
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 from tudsr.windows import half_tile_px, plan_windows
 
 

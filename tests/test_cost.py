@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tudsr import lora
 from tudsr.backbones import Backbone
 from tudsr.backbones.space_to_depth import SpaceToDepth
-from tudsr.cost import WORKSPACE, LiveBytes, enlargement_cost, meta_model, pictures_bytes, weights_bytes, window_cost
+from tudsr.cost import WORKSPACE, LiveBytes, meta_model, pass_costs, shapes_of, weights_bytes, window_bytes, window_cost
 from tudsr.errors import ModelError
 from tudsr.folder import Model, load_model
 from tudsr.planner import plan_passes
@@ -127,11 +127,14 @@ def test_live_bytes_by_hand():
     assert c.numel() + e.numel() == 600
 
 
-def test_pictures_by_hand():
-    plan = plan_passes(10, 20, scale=8)  # to 40x80, then 80x160
-    assert [step.height * step.width for step in plan.passes] == [3200, 12800]
-    assert pictures_bytes(10, 20, plan) == (200 + 3200 + 2 * 12800) * 3 * 4
-    assert pictures_bytes(10, 20, plan_passes(10, 20, scale=1.5)) == (200 + 2 * 450) * 3 * 4
+def test_a_loaded_models_shapes_are_its_folders(shapes, model_folder):
+    loaded = load_model(model_folder, CPU, torch.float32)
+    found = shapes_of(loaded)
+    assert next(found.backbone.parameters()).is_meta
+    assert not next(loaded.backbone.parameters()).is_meta
+    assert window_cost(found, 64, 64) == window_cost(shapes, 64, 64)
+    loaded.folder = None
+    assert next(shapes_of(loaded).backbone.parameters()).is_meta
 
 
 def test_weights_are_those_of_a_running_stage(shapes, model_folder):
@@ -143,16 +146,17 @@ def test_weights_are_those_of_a_running_stage(shapes, model_folder):
 
 def test_an_enlargement_is_the_sum_of_its_windows(shapes):
     plan = plan_passes(30, 40, scale=4)  # M2 N2: 60x80, 120x160
-    cost = enlargement_cost(shapes, 30, 40, plan)
+    passes = pass_costs(shapes, plan, shapes.config.windows)
     grids = [plan_windows(height, width, shapes.config.windows) for height, width in ((60, 80), (120, 160))]
     windows = [window_cost(shapes, grid.window_h, grid.window_w) for grid in grids]
     assert len(grids[1].windows) > 4
-    assert cost.flop == sum(len(grid.windows) * one.flop for grid, one in zip(grids, windows, strict=True))
-    assert cost.window_bytes == WORKSPACE * max(one.live_bytes for one in windows)
-    assert cost.useful_flop < cost.flop
+    assert [one.flop for one in passes] == [len(g.windows) * one.flop for g, one in zip(grids, windows, strict=True)]
+    assert [window_bytes(one.window) for one in passes] == [WORKSPACE * one.live_bytes for one in windows]
+    useful = sum(one.useful_flop for one in passes)
+    assert useful < sum(one.flop for one in passes)
     # A network of convolutions takes the same for every pixel; only borders and the timestep's layers differ.
     pixels = sum(grid.height * grid.width for grid in grids)
-    assert cost.useful_flop / pixels == pytest.approx(windows[0].flop / (grids[0].window_h * grids[0].window_w), 0.01)
+    assert useful / pixels == pytest.approx(windows[0].flop / (grids[0].window_h * grids[0].window_w), 0.01)
 
 
 def test_an_unknown_kind_of_network_is_named(config_folder, tmp_path):

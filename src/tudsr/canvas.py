@@ -73,7 +73,7 @@ class RawFile:
                 if row == 0 or not whole:
                     file.seek((y * width + x0) * pixel)
                 target = values if whole else values[row]
-                _read_into(file, memoryview(target).cast("B"))
+                _read_into(file, _bytes(target))
                 if whole:
                     break
         return values
@@ -83,10 +83,14 @@ class RawFile:
         assert values.shape[1:] == self.shape[1:], "whole rows are written"
         with self.path.open("r+b", buffering=0) as file:
             file.seek(y * self.shape[1] * self.shape[2] * self.dtype.itemsize)
-            data = memoryview(np.ascontiguousarray(values, self.dtype)).cast("B")
+            data = _bytes(np.ascontiguousarray(values, self.dtype))
             while data:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
+
+
+def _bytes(values: NDArray) -> memoryview:
+    return memoryview(values.data).cast("B")
 
 
 def _read_into(file: Any, target: memoryview) -> None:

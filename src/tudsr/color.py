@@ -97,7 +97,7 @@ def wavelet_rows(
     done = top = max(0, start - HALO_PX)  # rows [top, done) of the low-passed difference, [y, done) of sr are at hand
     y = start
     raw = low = None
-    for strip in _strips(sr, max(2 * HALO_PX, _STRIP_PIXELS // width)):
+    for strip in _strips(sr, strip_rows(width)):
         end = done + strip.shape[-2]
         across = _low_pass_x(strip - ref(done, end, 0, width))
         strip = strip[..., max(0, y - done) :, :]
@@ -177,6 +177,11 @@ COLOR_FIXES = {
 """By the name that the settings and the command use."""
 
 
+def strip_rows(width: int) -> int:
+    """Return how many rows of a picture of that width are worked on at once."""
+    return max(2 * HALO_PX, _STRIP_PIXELS // width)
+
+
 def _strips(rows: Iterator[Tensor], most: int) -> Iterator[Tensor]:
     """Cut what comes into strips of at most that many rows."""
     for band in rows:
@@ -202,7 +207,7 @@ def _low_pass_x(x: Tensor) -> Tensor:
 
 
 def _low_pass_y(x: Tensor) -> Tensor:
-    """Low-pass (..., h, W) along y; rows nearer than HALO_PX to a cut that is not the picture's border come out wrong."""
+    """Low-pass (..., h, W) along y; rows within HALO_PX of a cut that is not the picture's border come out wrong."""
     height, width = x.shape[-2:]
     padded = x.new_empty(*x.shape[:-2], height + 2 * _MARGIN_PX, width)
     half = torch.empty_like(padded)

@@ -5,6 +5,7 @@ being small beside them: normalisations, activations, softmax, merging an adapte
 bicubic interpolation, the blend and the colour fix.
 """
 
+import copy
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +23,7 @@ from tudsr import lora
 from tudsr.backbones import Backbone
 from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.checkpoint import load_tensors
-from tudsr.config import ModelConfig, read_object
+from tudsr.config import ModelConfig, WindowRange, read_object
 from tudsr.errors import ModelError
 from tudsr.folder import CONFIG_NAME, PROMPT_NAME, Model, find_model
 from tudsr.planner import Pass, Plan
@@ -39,7 +39,6 @@ Measured for `tiny` in bfloat16 on a CPU, the other parts taken off: 2.0 at 256Â
 verified on CUDA."""
 _BYTES_PER_FLOAT32 = 4
 _TIMESTEPS = 1000
-_PARTS = {kind.__name__: kind for kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, SpaceToDepth)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +68,6 @@ class PassCost:
         return self.flop * self.grid.height * self.grid.width / self.grid.work_px
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """An enlargement's passes, and the bytes at its peak: pictures, weights, and one window's tensors.
-
-    Not in it: the libraries, and what loading holds for a moment (a weight file, mapped, beside its copy).
-    """
-
-    passes: tuple[PassCost, ...]
-    pictures_bytes: int
-    weights_bytes: int
-
-    @property
-    def window_bytes(self) -> int:
-        """What the largest window of all passes is expected to take: WORKSPACE times its live bytes."""
-        return WORKSPACE * max(one.window.live_bytes for one in self.passes)
-
-    @property
-    def flop(self) -> int:
-        """FLOPs of all passes."""
-        return sum(one.flop for one in self.passes)
-
-    @property
-    def useful_flop(self) -> float:
-        """FLOPs of all passes without overlap."""
-        return sum(one.useful_flop for one in self.passes)
-
-
 def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
     """Build a model's networks on the meta device from its config files; no weight is read or allocated.
 
@@ -121,39 +93,52 @@ def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
     return Model(config, backbone.eval(), scheduler=None)
 
 
+def shapes_of(model: Model) -> Model:
+    """Build a loaded model's networks on the meta device; the weights of one with a folder are not copied."""
+    if model.folder is not None:
+        return meta_model(model.folder, model.backbone.dtype)
+    return Model(model.config, copy.deepcopy(model.backbone).to(META), scheduler=None)
+
+
 def _part(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # slow to import, and mostly not needed
+
+    kinds: Any = (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, SpaceToDepth)
+    parts = {kind.__name__: kind for kind in kinds}
     values = read_object(folder / "config.json")
     name = values.get("_class_name")
-    if name not in _PARTS:
-        raise ModelError(f"{folder}: a network of kind {name!r} is unknown; known ones: {', '.join(_PARTS)}.")
+    if name not in parts:
+        raise ModelError(f"{folder}: a network of kind {name!r} is unknown; known ones: {', '.join(parts)}.")
     with META:
-        net: nn.Module = _PARTS[name].from_config(values)
+        net: nn.Module = parts[name].from_config(values)
     return nn.Module.to(net, dtype)  # diffusers' own `to` warns of what matters only where there are numbers
 
 
-def enlargement_cost(model: Model, height: int, width: int, plan: Plan) -> Cost:
-    """Count what an enlargement takes, one window at a time.
+def pass_costs(model: Model, plan: Plan, windows: WindowRange) -> tuple[PassCost, ...]:
+    """Count what the passes of an enlargement take, one window at a time.
 
     Args:
         model: from `meta_model`.
-        height: rows of the input.
-        width: columns of the input.
-        plan: its passes.
+        plan: the passes.
+        windows: their sides and overlap.
 
     Raises:
-        ConfigError: when the model's overlap leaves no window that advances.
+        ConfigError: when the overlap leaves no window that advances.
     """
     found: dict[tuple[int, int], WindowCost] = {}
     passes = []
     for step in plan.passes:
-        grid = plan_windows(step.height, step.width, model.config.windows)
+        grid = plan_windows(step.height, step.width, windows)
         size = grid.window_h, grid.window_w
         if size not in found:
             found[size] = window_cost(model, *size)
         passes.append(PassCost(step=step, grid=grid, window=found[size]))
-    return Cost(
-        passes=tuple(passes), pictures_bytes=pictures_bytes(height, width, plan), weights_bytes=weights_bytes(model)
-    )
+    return tuple(passes)
+
+
+def window_bytes(window: WindowCost) -> int:
+    """Return the resident memory that a window is expected to take: WORKSPACE times its live bytes."""
+    return int(WORKSPACE * window.live_bytes)
 
 
 @torch.no_grad()
@@ -172,29 +157,12 @@ def window_cost(model: Model, height: int, width: int) -> WindowCost:
     return WindowCost(flop=flops.get_total_flops(), live_bytes=live.most)
 
 
-def pictures_bytes(height: int, width: int, plan: Plan) -> int:
-    """Return the most bytes of whole pictures that `pipeline.TUDSR` holds at once; transparency is not counted.
-
-    In each pass: the input picture, the pass's own input where that is another one, the latter upsampled, and the
-    canvas that windows are blended on. (The colour fix writes into the canvas.)
-
-    Args:
-        height: rows of the input.
-        width: columns of the input.
-        plan: its passes.
-    """
-    most = before = 0
-    for step in plan.passes:
-        most = max(most, height * width + before + 2 * step.height * step.width)
-        before = step.height * step.width
-    return BYTES_PER_PIXEL * most
-
-
-def weights_bytes(model: Model) -> int:
+def weights_bytes(model: Model, *, merged: bool = True) -> int:
     """Return the bytes of weights while a stage runs: the networks, both adapters, and the running one's merged layers.
 
     Args:
         model: from `meta_model`. The adapters, float32, are counted by its own settings.
+        merged: whether to count the merged layers, which are there while a stage runs only.
     """
     spec, net = model.config.lora, model.backbone
     adapted: list[Any] = [
@@ -202,10 +170,10 @@ def weights_bytes(model: Model) -> int:
         for path, module in net.unet.named_modules()
         if any(f".{path}".endswith(f".{target}") for target in spec.targets)
     ]
-    merged: int = sum(weight.nbytes for weight in adapted)
+    summed: int = sum(weight.nbytes for weight in adapted) if merged else 0
     adapter: int = sum(spec.rank * (weight[0].numel() + weight.shape[0]) for weight in adapted)  # A and B
     bare = sum(parameter.nbytes for parameter in net.parameters())
-    return bare + merged + len(lora.STAGES) * adapter * _BYTES_PER_FLOAT32
+    return bare + summed + len(lora.STAGES) * adapter * _BYTES_PER_FLOAT32
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves its modes untyped

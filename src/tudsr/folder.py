@@ -29,11 +29,12 @@ _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger
 
 @dataclass
 class Model:
-    """A loaded model: its settings, its backbone with the adapters attached, and the diffusers scheduler."""
+    """A loaded model: its settings, its backbone with the adapters attached, its scheduler, and its folder."""
 
     config: ModelConfig
     backbone: Backbone
     scheduler: Any
+    folder: Path | None = None
 
 
 def find_model(name: str | Path) -> Path:
@@ -99,7 +100,7 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
             lora.attach(backbone.unet, stage, config.lora)
     backbone.requires_grad_(False)
     backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # the stub lacks it
-    return Model(config, backbone.eval(), scheduler)
+    return Model(config, backbone.eval(), scheduler, folder)
 
 
 def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None) -> tuple[Backbone, Any]:
@@ -111,13 +112,22 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     unet = _load_part(UNet2DConditionModel, folder / "unet", dtype)
-    vae = _load_part(_vae_class(folder / "vae"), folder / "vae", dtype)
+    vae = load_vae(folder / "vae", dtype)
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({error}).") from error
     prediction = scheduler.config.prediction_type
     return Backbone(unet, vae, scheduler.alphas_cumprod, prediction, prompt), scheduler
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> Any:
+    """Load an autoencoder of a known kind.
+
+    Raises:
+        ModelError: when it is another kind, missing, pickled or unreadable.
+    """
+    return _load_part(_vae_class(folder), folder, dtype)
 
 
 def _vae_class(folder: Path) -> Any:

@@ -202,7 +202,58 @@ def _peak(dtype: DTypeLike) -> int:
 
 
 def _picture(raster: Raster) -> Picture:
-    planes = raster.values.transpose(2, 0, 1)  # (C, H, W), a view
+    pixels, alpha = pixels_of(raster.values)
+    info = PictureInfo(
+        bits=16 if raster.values.dtype == np.uint16 else 8,
+        grey=raster.values.shape[2] < 3,
+        icc=raster.icc,
+        exif=raster.exif,
+        notes=raster.notes,
+    )
+    return Picture(pixels=pixels, alpha=alpha, info=info)
+
+
+def _values(picture: Picture, dtype: DTypeLike) -> NDArray:
+    """Give (H, W, C) of a dtype, by strips so that no second float copy of the picture is made."""
+    channels = (1 if picture.info.grey else 3) + (picture.alpha is not None)
+    values = np.empty((picture.height, picture.width, channels), dtype)
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for y in range(0, picture.height, rows):
+        alpha = None if picture.alpha is None else picture.alpha[..., y : y + rows, :]
+        values[y : y + rows] = values_of(picture.pixels[..., y : y + rows, :], alpha, picture.info.grey, dtype)
+    return values
+
+
+def values_of(pixels: Tensor, alpha: Tensor | None, grey: bool, dtype: DTypeLike) -> NDArray:  # noqa: FBT001
+    """Turn rows of a picture into plain numbers.
+
+    Args:
+        pixels: (1, 3, rows, W), RGB in [-1, 1]; clamped.
+        alpha: (1, 1, rows, W) in [0, 1], or None.
+        grey: whether one colour channel is wanted, the luma.
+        dtype: uint8, uint16 or a float, whose white is 1.
+
+    Returns:
+        (rows, W, C); C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+    """
+    strip, peak = pixels[0].detach().cpu().float(), _peak(dtype)
+    if grey:
+        strip = torch.einsum("c,chw->hw", strip.new_tensor(_LUMA), strip)[None]
+    planes = [_scaled(strip * 0.5 + 0.5, peak)]
+    if alpha is not None:
+        planes.append(_scaled(alpha[0].detach().cpu().float(), peak))
+    values = np.empty((*strip.shape[-2:], sum(map(len, planes))), dtype)
+    torch.from_numpy(values).permute(2, 0, 1).copy_(torch.cat(planes))  # torch converts faster than NumPy
+    return values
+
+
+def pixels_of(values: NDArray) -> tuple[Tensor, Tensor | None]:
+    """Turn plain numbers, (rows, W, C), uint8, uint16 or floats in [0, 1], into pixels and alpha: `values_of` undone.
+
+    Returns:
+        (1, 3, rows, W), float32 in [-1, 1], and (1, 1, rows, W), float32 in [0, 1], or None without alpha.
+    """
+    planes = values.transpose(2, 0, 1)  # (C, H, W), a view
     channels, height, width = planes.shape
     peak = _peak(planes.dtype)
     has_alpha = channels in (2, 4)
@@ -212,32 +263,7 @@ def _picture(raster: Raster) -> Picture:
     alpha = None
     if has_alpha:
         alpha = torch.from_numpy((planes[None, -1:] / np.float32(peak)).astype(np.float32, copy=False))  # (1, 1, H, W)
-    info = PictureInfo(
-        bits=16 if planes.dtype == np.uint16 else 8,
-        grey=channels < 3,
-        icc=raster.icc,
-        exif=raster.exif,
-        notes=raster.notes,
-    )
-    return Picture(pixels=torch.from_numpy(pixels), alpha=alpha, info=info)
-
-
-def _values(picture: Picture, dtype: DTypeLike) -> NDArray:
-    """Give (H, W, C) of a dtype, by strips so that no second float copy of the picture is made."""
-    colours = 1 if picture.info.grey else 3
-    channels = colours + (picture.alpha is not None)
-    values = np.empty((picture.height, picture.width, channels), dtype)
-    target = torch.from_numpy(values).permute(2, 0, 1)  # (C, H, W), a view; torch converts faster than NumPy
-    peak = _peak(dtype)
-    rows = max(1, _STRIP_PIXELS // picture.width)
-    for y in range(0, picture.height, rows):
-        strip = picture.pixels[0, :, y : y + rows].detach().cpu().float()  # (3, rows, W)
-        if picture.info.grey:
-            strip = torch.einsum("c,chw->hw", strip.new_tensor(_LUMA), strip)[None]
-        target[:colours, y : y + rows] = _scaled(strip * 0.5 + 0.5, peak)
-        if picture.alpha is not None:
-            target[colours:, y : y + rows] = _scaled(picture.alpha[0, :, y : y + rows].detach().cpu().float(), peak)
-    return values
+    return torch.from_numpy(pixels), alpha
 
 
 def _scaled(strip: Tensor, peak: int) -> Tensor:

@@ -53,7 +53,7 @@ def decode_pil(image: Image.Image) -> Raster:
         InputError: when the image cannot be decoded, or has 32-bit values out of range.
     """
     with decoding("the PIL image"):
-        return _upright(image, _frame_notes(image), low=None)
+        return _upright(image, frame_notes(image), low=None)
 
 
 def _open(path: Path) -> ImageFile.ImageFile:
@@ -75,7 +75,7 @@ def _rawmode(tile: ImageFile._Tile) -> str:
 
 def _decode_open(path: Path, image: ImageFile.ImageFile) -> Raster:
     check_size(image.width, image.height, path.stat().st_size)
-    notes = _frame_notes(image)
+    notes = frame_notes(image)
     rawmodes = {_rawmode(tile) for tile in image.tile}
     rawmode = next(iter(rawmodes)) if len(rawmodes) == 1 else ""
     rawmode = _NATIVE.get(rawmode, rawmode)
@@ -114,7 +114,7 @@ def _upright(image: Image.Image, notes: list[str], *, low: NDArray[np.uint8] | N
     if values.dtype == np.uint16 and key is not None:
         opaque = (values != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
         values = np.concatenate([values, opaque * np.uint16(65535)], axis=-1)
-    orientation, exif = _split_exif(image, notes)
+    orientation, exif = split_exif(image, notes)
     values = np.ascontiguousarray(_turn(values[..., ::3] if grey else values, orientation))
     return Raster(values=values, icc=None if image.mode in ("CMYK", "LAB") else icc, exif=exif, notes=tuple(notes))
 
@@ -161,14 +161,15 @@ def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return converted
 
 
-def _frame_notes(image: Image.Image) -> list[str]:
+def frame_notes(image: Image.Image) -> list[str]:
+    """Return a sentence where a file holds more frames or pages than the one that is used."""
     # The second frame of an MPO is a phone's preview or gain map, nothing that anybody would miss.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return [f"It holds {getattr(image, 'n_frames', 2)} frames or pages; only one, the first of a file, is used."]
     return []
 
 
-def _split_exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
+def split_exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
     """Give the orientation (1 to 8) and the EXIF bytes without it."""
     try:
         exif = image.getexif()

@@ -1,78 +1,31 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Self
 
-from pydantic import Field, field_validator
+import torch
 from torch import Tensor
 
 from tudsr.canvas import MemoryStore, RowsFrom, Store
-from tudsr.color import COLOR_FIXES, color_fix
-from tudsr.config import ModelConfig, Settings, WindowRange
+from tudsr.color import color_fix
+from tudsr.config import ModelConfig
+from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
-from tudsr.errors import ConfigError
 from tudsr.folder import Model, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
+from tudsr.memory import Fit, Need, fit, free_bytes, parse_memory, pictures_bytes, resident_bytes, until_it_fits
 from tudsr.planner import Pass, Plan, plan_passes
+from tudsr.request import Request
 from tudsr.resize import Region, part_of, upsample, upsampled
 from tudsr.stage import Stage, blended_rows, inference
 from tudsr.tiling import Progress
 from tudsr.windows import WindowGrid, plan_windows
 
-DEFAULT_SCALE = 8.0
 _STRIP_PIXELS = 2**20
-
-
-class Request(Settings):
-    """What a user asks of one picture.
-
-    `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
-    `overlap_px` overrule the model's window range; `fidelity`, 0 to 1, takes up to half of LoRA-1's strength
-    away and mixes up to half of its input into what stage 2 makes of it; `batch` windows run together; `shift_px` moves
-    the grid of windows (to measure seams).
-    """
-
-    scale: float | None = None
-    size: tuple[int, int] | None = None
-    m: float | None = None
-    n: float | None = None
-    t1: int | None = Field(default=None, ge=0, le=999)
-    t2: int | None = Field(default=None, ge=0, le=999)
-    stage: Literal["both", 1, 2] = "both"
-    color: str = "wavelet"
-    fidelity: float = Field(default=0.0, ge=0, le=1)
-    tile_px: int | None = Field(default=None, gt=0)
-    overlap_px: int | None = Field(default=None, ge=0)
-    batch: int = Field(default=1, gt=0)
-    shift_px: int = Field(default=0, ge=0)
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
-        """Build from a user's options; an option that is None is one that was not given.
-
-        ×DEFAULT_SCALE is asked for where neither scale nor size, nor both m and n, say how large.
-
-        Raises:
-            ConfigError: for an option that is unknown or out of range.
-        """
-        large = any(options.get(name) is not None for name in ("scale", "size"))
-        by_hand = all(options.get(name) is not None for name in ("m", "n"))
-        return cls.parse(options if large or by_hand else options | {"scale": DEFAULT_SCALE}, "upscale")
-
-    @property
-    def taken_back(self) -> float:
-        """The share of what the stages add that fidelity takes back: PSNR stops rising at about a half."""
-        return self.fidelity / 2
-
-    @field_validator("color")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in COLOR_FIXES:
-            raise ValueError(f"known colour fixes: {', '.join(COLOR_FIXES)}")
-        return name
 
 
 class TUDSR:
@@ -111,6 +64,7 @@ class TUDSR:
         image: PictureLike,
         scale: float | None = None,
         *,
+        memory: str | int | None = None,
         progress: Progress | None = None,
         **options: object,
     ) -> PictureLike:
@@ -119,6 +73,8 @@ class TUDSR:
         Args:
             image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [0, 1].
             scale: ratio, at least 1; 8 when neither it nor size, nor both m and n, are given.
+            memory: what this process may take, in bytes or such as "2GB"; windows shrink where it is little. Pictures
+                in memory stay there; `files.upscale_file` has them on disk.
             progress: called with (windows done, windows in all).
             options: further fields of `Request`.
 
@@ -129,8 +85,15 @@ class TUDSR:
             InputError: for a picture that cannot be used or contradictory wishes.
             ConfigError: for an unknown or wrong option.
         """
-        request = Request.of({"scale": scale, **options})
-        return picture_like(self.upscale_picture(picture_from(image), request, progress), image)
+        request, picture = Request.of({"scale": scale, **options}), picture_from(image)
+        if memory is not None:
+            size = picture.height, picture.width
+            found = self.fit(size, self.plan(*size, request), request, parse_memory(memory), spool=False)
+            request = request.model_copy(update={"most_px": found.most_px if found else None})
+        enlarged = until_it_fits(
+            lambda less: self.upscale_picture(picture, less, progress), request, self.config.windows, warnings.warn
+        )
+        return picture_like(enlarged, image)
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
@@ -217,33 +180,49 @@ class TUDSR:
 
     def grid(self, step: Pass, request: Request) -> WindowGrid:
         """Return the windows of a pass."""
-        windows = _window_range(self.config.windows, request.tile_px, request.overlap_px)
-        return plan_windows(step.height, step.width, windows, request.shift_px)
+        return plan_windows(step.height, step.width, request.windows(self.config.windows), request.shift_px)
 
+    def fit(
+        self,
+        size: tuple[int, int],
+        plan: Plan,
+        request: Request,
+        memory: int | None = None,
+        pixel_bytes: int = 3,
+        *,
+        spool: bool = True,
+    ) -> Fit | None:
+        """Choose how an enlargement fits into memory.
 
-def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None) -> WindowRange:
-    """Overrule a model's windows: one side for all, and an overlap, which takes windows of twice its size or more."""
-    if tile_px is None and overlap_px is None:
-        return own
-    stride, overlap = own.stride_px, own.overlap_px if overlap_px is None else overlap_px
-    floor = max(stride, -(-2 * overlap // stride) * stride)
-    if tile_px is None:
-        least, most = max(own.min_px, floor), own.max_px
-        if least > most:
-            raise ConfigError(
-                f"overlap_px is {overlap}; 0 to {most // 2}, half of the model's largest window, is accepted, "
-                f"or more with a tile_px of at least {floor}."
-            )
-    else:
-        least = most = tile_px
-        if tile_px % stride or tile_px < floor:
-            below = tile_px // stride * stride
-            nearest = sorted({max(floor, below), max(floor, below + stride)})
-            raise ConfigError(
-                f"tile_px is {tile_px}; a multiple of the model's stride of {stride} px is accepted, from {floor} px "
-                f"with an overlap of {overlap} px; nearest: {' and '.join(map(str, nearest))}."
-            )
-    return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)
+        Args:
+            size: height and width of the input.
+            plan: from `plan`.
+            request: what is asked.
+            memory: bytes that this process (on CUDA: its memory on the GPU) may take; None: most of what is free.
+            pixel_bytes: of a pixel in the files.
+            spool: whether the pictures may live on disk.
+
+        Returns:
+            The choice, or None where nobody gave a number and the pictures are small beside what is free.
+
+        Raises:
+            InputError: when it cannot be done in so little.
+        """
+        device = self.model.backbone.device
+        on_gpu = device.type == "cuda"
+        free = free_bytes(torch.device("cpu"))
+        if memory is None and 2 * pictures_bytes(*size, plan, pixel_bytes) < free:
+            return None
+        base = torch.cuda.memory_allocated(device) if on_gpu else resident_bytes()
+        if memory is None:
+            memory = base + free_bytes(device)
+        need = Need(shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch, pixel_bytes=pixel_bytes)
+        return fit(need, request, memory, host=free if on_gpu else None, spool=spool)
+
+    @cached_property
+    def shapes(self) -> Model:
+        """The model without numbers, to count on."""
+        return shapes_of(self.model)
 
 
 def _rows_of(whole: Region, size: tuple[int, int], start: int) -> Iterator[Tensor]:

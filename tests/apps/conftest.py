@@ -8,22 +8,26 @@ import pytest
 from PIL import Image
 
 import tudsr
+from tudsr.config import WindowRange
 from tudsr.image import Picture
-from tudsr.pipeline import Request
 from tudsr.planner import Plan, plan_passes
+from tudsr.request import Request
 from tudsr.resize import upsample
 
 
 class BicubicModel:
     """Does what TUDSR does, with bicubic interpolation for a generator."""
 
-    config = SimpleNamespace(name="bicubic")
+    config = SimpleNamespace(name="bicubic", windows=WindowRange(min_px=64, max_px=128, stride_px=16, overlap_px=32))
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
     def plan(self, height: int, width: int, r: Request) -> Plan:
         return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
+
+    def fit(self, *_: object, **__: object) -> None:
+        return None
 
     def upscale_picture(self, picture: Picture, request: Request, progress=None) -> Picture:
         self.requests.append(request)

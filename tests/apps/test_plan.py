@@ -51,9 +51,25 @@ def test_json_says_all(call, model_folder):
     assert found["tflop"] == pytest.approx(sum(one["tflop"] for one in found["passes"]))
     assert found["useful_tflop"] == pytest.approx(sum(one["useful_tflop"] for one in found["passes"]))
     assert (found["rate"], found["seconds"]) == (0.5, pytest.approx(found["tflop"] / 0.5))
-    assert set(found["memory_mb"]) == {"libraries", "weights", "pictures", "window"}
-    assert found["peak_mb"] == pytest.approx(sum(found["memory_mb"].values()))
-    assert found["memory_mb"]["pictures"] == pytest.approx((1200 + 4800 + 2 * 19200) * 12 / 1e6, abs=0.06)
+    assert set(found["memory_mb"]) == {"base", "merged weights", "pictures", "rows", "windows", "slack"}
+    assert found["peak_mb"] == pytest.approx(sum(found["memory_mb"].values()), abs=0.5)
+    assert found["memory_mb"]["pictures"] == pytest.approx(19200 * (12 + 3 + 4) / 1e6, abs=0.06)
+    assert (found["on_disk"], found["disk_mb"], found["most_px"]) == (False, 0, None)
+
+
+def test_a_budget_changes_the_plan(call):
+    found = json.loads(call(3000, 2000, "--scale", 4, "--rate", 0.5, "--json")[1])
+    less = int(found["peak_mb"] - 100)
+    code, out, _ = call(3000, 2000, "--scale", 4, "--rate", 0.5, "--memory", f"{less}MB", "--json")
+    spooled = json.loads(out)
+    assert (code, spooled["on_disk"], spooled["most_px"]) == (0, True, None)
+    assert spooled["disk_mb"] == pytest.approx((6 * 16 * 3 + 6 * 3 + 6 * 4 * 12), rel=0.01)
+    assert spooled["peak_mb"] <= less
+    lines = call(3000, 2000, "--scale", 4, "--rate", 0.5, "--memory", f"{less}MB")[1]
+    assert "the pictures do not fit into the memory" in lines
+    code, _, err = call(3000, 2000, "--scale", 4, "--memory", "10MB")
+    assert code == 2
+    assert "MB is the least" in err
 
 
 def test_people_get_lines(call):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
 from tudsr.errors import ConfigError, InputError, ModelError
-from tudsr.pipeline import Request
+from tudsr.request import Request
 
 FIELDS = {"input", "output", "in_size", "out_size", "seconds", "peak_rss_mb", "model", "m", "n"}
 

@@ -11,8 +11,9 @@ from tudsr.errors import InputError, ModelError
 from tudsr.eval.methods import ABLATION, bicubic, distinct, foreign, model_methods, trained_on
 from tudsr.eval.metrics import METRICS
 from tudsr.image import Picture
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
 from tudsr.planner import plan_passes
+from tudsr.request import Request
 
 
 @pytest.fixture(scope="module")

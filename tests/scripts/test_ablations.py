@@ -15,7 +15,8 @@ from tudsr.config import ModelConfig
 from tudsr.errors import ConfigError
 from tudsr.eval.methods import ABLATION
 from tudsr.folder import CONFIG_NAME, UNET_FILE, load_model, save_model
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 from tudsr.train.state import LOCAL
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -13,11 +13,12 @@ import torch
 import tudsr
 from tudsr.apps.report import peak_rss_mb, steps_bar
 from tudsr.apps.upscale import parse_size
-from tudsr.cost import enlargement_cost, meta_model
+from tudsr.cost import meta_model, pass_costs
 from tudsr.folder import Model
 from tudsr.image import Picture
 from tudsr.machine import commit, machine, matmul_rate
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 _SEED = 0
@@ -89,13 +90,14 @@ def _measure(
         done()
     plan = loaded.plan(height, width, request)
     peak_mb = _peak_mb(device)
-    cost = enlargement_cost(shapes, height, width, plan)
+    passes = pass_costs(shapes, plan, shapes.config.windows)
+    tflop, useful = sum(one.flop for one in passes) / _TERA, sum(one.useful_flop for one in passes) / _TERA
     spread = _spread(seconds[1:])
-    rate = cost.flop / _TERA / spread["median"]
+    rate = tflop / spread["median"]
     return {
         "in_size": [width, height], "out_size": [plan.width, plan.height], "m": plan.m, "n": plan.n,
         "seconds": spread, "peak_mb": round(peak_mb, 1),
-        "tflop": cost.flop / _TERA, "useful_tflop": cost.useful_flop / _TERA,
+        "tflop": tflop, "useful_tflop": useful,
         "tflops": rate, "share_of_matmul": rate / matmul_tflops,
     }  # fmt: skip
 

@@ -24,6 +24,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Whe
 Dtype = Annotated[Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the networks.")]
 Color = Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour fix against the input.")]
 Fidelity = Annotated[float, typer.Option(min=0, max=1, help="1: true to the input and soft; 0: sharp.")]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="May be taken, e.g. 2GB.  [default: what is free]")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule one setting.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 
@@ -60,6 +61,7 @@ def upscale(
     dtype: Dtype = "auto",
     color: Color = "wavelet",
     fidelity: Fidelity = 0.0,
+    memory: Memory = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
@@ -85,7 +87,7 @@ def upscale(
     request = make_request(scale, size, names | {"stage": alone, "color": color, "fidelity": fidelity, "batch": batch})
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
-        compare=compare, engine=engine, address=address, workers=workers,
+        compare=compare, memory=memory, engine=engine, address=address, workers=workers,
     )  # fmt: skip
     raise typer.Exit(1 if upscale_all(inputs, output, request, run) else 0)
 
@@ -106,6 +108,7 @@ def models_init(
     name: Annotated[str, typer.Argument(help="Backbone: sd21 or tiny.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     base: Annotated[str | None, typer.Option(help="Folder or hub id of SD2.1-base.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Folder or hub id of another autoencoder, as taesd.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="True shapes, random weights.")] = False,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights on disk.")] = "fp32",
@@ -113,7 +116,7 @@ def models_init(
     """Make a TUDSR model folder from SD2.1-base, or with random weights."""
     from tudsr.apps.models import init
 
-    typer.echo("\n".join(init(name, base, out, random_weights=random_weights, seed=seed, dtype=dtype)))
+    typer.echo("\n".join(init(name, base, vae, out, random_weights=random_weights, seed=seed, dtype=dtype)))
 
 
 @models_app.command("verify")
@@ -209,6 +212,7 @@ def plan(
     height: Annotated[int, typer.Argument(metavar="H", min=1, help="Its height.")],
     scale: Annotated[float | None, typer.Option(help="Ratio, at least 1.  [default: 8]")] = None,
     model: Model = "tiny",
+    memory: Memory = None,
     rate: Annotated[float | None, typer.Option(help="TFLOP/s of the model here, as bench measures it.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -222,7 +226,7 @@ def plan(
     from tudsr.apps.models import to_json
     from tudsr.apps.plan import make_plan, plan_lines
 
-    facts = make_plan(width, height, scale, model=model, rate=rate, device=device, dtype=dtype)
+    facts = make_plan(width, height, scale, model=model, memory=memory, rate=rate, device=device, dtype=dtype)
     typer.echo(to_json(facts) if as_json else "\n".join(plan_lines(facts)))
 
 

@@ -18,7 +18,7 @@ from tudsr.apps.remote import Task, is_url
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Outcome, Work, enlarge_task, probe
 from tudsr.errors import InputError, TudsrError
-from tudsr.pipeline import Request
+from tudsr.request import Request
 
 _CONNECT_SECONDS = 5
 _MOST_FALSE_STARTS = 3

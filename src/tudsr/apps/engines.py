@@ -12,7 +12,7 @@ from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
 from tudsr.errors import InputError
 from tudsr.image import check_output_path
-from tudsr.pipeline import Request
+from tudsr.request import Request
 
 ENGINES: dict[str, Callable[[Work], None]] = {"local": run_local, "ray": run_ray}
 

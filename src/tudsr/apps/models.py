@@ -57,7 +57,9 @@ def describe_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def init(name: str, base: str | None, out: Path, *, random_weights: bool, seed: int, dtype: str) -> list[str]:
+def init(
+    name: str, base: str | None, vae: str | None, out: Path, *, random_weights: bool, seed: int, dtype: str
+) -> list[str]:
     """Make a model folder and return what to say of it.
 
     Raises:
@@ -68,10 +70,12 @@ def init(name: str, base: str | None, out: Path, *, random_weights: bool, seed: 
     if random_weights:
         if base is not None:
             raise ConfigError("--base and --random-weights were both given; one of them is accepted.")
+        if vae is not None:
+            raise ConfigError("--vae and --random-weights were both given; one of them is accepted.")
         models.init_random(name, out, seed=seed, dtype=DTYPES[dtype])
         said = f"{name} with random weights (seed {seed}): its pictures mean nothing until it is trained."
     elif name == "sd21":
-        _, said = models.init_sd21(base or HUB_ID, out, dtype=DTYPES[dtype])
+        _, said = models.init_sd21(base or HUB_ID, out, dtype=DTYPES[dtype], vae=vae)
     else:
         raise ConfigError(f"{name} has no base model to start from; --random-weights makes one to train.")
     return [said, str(out)]

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 
 from tudsr.apps.report import peak_rss_mb
-from tudsr.cost import Cost, PassCost, enlargement_cost, meta_model
+from tudsr.cost import PassCost, meta_model, weights_bytes
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
+from tudsr.folder import Model
 from tudsr.machine import matmul_rate
-from tudsr.pipeline import TUDSR, Request
+from tudsr.memory import Fit, Need, fit, free_bytes, parse_memory
+from tudsr.pipeline import TUDSR
+from tudsr.planner import Plan
+from tudsr.request import Request
 
 SHARES = {("tiny", "cpu"): 0.7, ("sd21", "cpu"): 0.6}
 """Backbone and device → the share of the matrix product's rate that enlargements reached.
@@ -28,6 +32,7 @@ def make_plan(
     scale: float | None,
     *,
     model: str = "tiny",
+    memory: str | None = None,
     rate: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -37,8 +42,9 @@ def make_plan(
     Args:
         width: of the input, in pixels.
         height: of the input, in pixels.
-        scale: ratio; None is `pipeline.DEFAULT_SCALE`.
+        scale: ratio; None is `request.DEFAULT_SCALE`.
         model: embedded name, folder or hub id.
+        memory: what the process (on CUDA: its memory on the GPU) may take, such as "2GB"; None: what is free here.
         rate: TFLOP/s that the model reaches, as `tudsr bench` measures it; None: a share of this machine's matrix
             product rate, measured now, where that share is known.
         device: auto, cpu, cuda or mps.
@@ -46,7 +52,8 @@ def make_plan(
 
     Returns:
         What `--json` prints; `seconds` and `rate` are null where no rate is known. `peak_mb` (10^6 bytes) is the sum
-        of `memory_mb`; on CUDA, of the weights and the window, as the rest is the host's.
+        of `memory_mb`, which is the GPU's on CUDA. `on_disk` says whether pictures live there (`disk_mb` then), and
+        `most_px` is the largest window where windows had to shrink, else null.
 
     Raises:
         TudsrError: for a model, size, scale, rate, device or dtype that cannot be used.
@@ -58,29 +65,32 @@ def make_plan(
     kind = pick_dtype(dtype, where)
     loaded = meta_model(model, kind)
     plan = TUDSR(loaded).plan(height, width, request)
-    cost = enlargement_cost(loaded, height, width, plan)
-    memory = _memory_mb(cost)
-    apart = where.type == "cuda"
+    found = _fit(loaded, (height, width), plan, request, None if memory is None else parse_memory(memory), where)
     rate = _rate(loaded.config.backbone, where, kind) if rate is None else rate
-    tflop = cost.flop / _TERA
+    tflop = sum(one.flop for one in found.passes) / _TERA
     return {
         "model": model, "device": where.type, "dtype": str(kind).removeprefix("torch."),
         "in_size": [width, height], "out_size": [plan.width, plan.height], "m": plan.m, "n": plan.n,
-        "passes": [_pass_record(one) for one in cost.passes],
-        "tflop": tflop, "useful_tflop": cost.useful_flop / _TERA,
-        "peak_mb": memory["weights"] + memory["window"] if apart else sum(memory.values()), "memory_mb": memory,
+        "passes": [_pass_record(one) for one in found.passes],
+        "tflop": tflop, "useful_tflop": sum(one.useful_flop for one in found.passes) / _TERA,
+        "peak_mb": found.peak_bytes / _MB,
+        "memory_mb": {name: round(count / _MB, 1) for name, count in found.parts.items()},
+        "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1), "most_px": found.most_px,
         "seconds": None if rate is None else tflop / rate, "rate": rate,
     }  # fmt: skip
 
 
-def _memory_mb(cost: Cost) -> dict[str, float]:
+def _fit(
+    shapes: Model, size: tuple[int, int], plan: Plan, request: Request, memory: int | None, device: torch.device
+) -> Fit:
+    on_gpu = device.type == "cuda"
     # This command has loaded the same libraries as an enlargement does, and holds little else.
-    return {
-        "libraries": round(peak_rss_mb(), 1),
-        "weights": round(cost.weights_bytes / _MB, 1),
-        "pictures": round(cost.pictures_bytes / _MB, 1),
-        "window": round(cost.window_bytes / _MB, 1),
-    }
+    libraries = 0 if on_gpu else int(peak_rss_mb() * _MB)
+    base = libraries + weights_bytes(shapes, merged=False)
+    budget = base + free_bytes(device) if memory is None else memory
+
+    need = Need(shapes=shapes, size=size, plan=plan, base=base)
+    return fit(need, request, budget, host=free_bytes(torch.device("cpu")) if on_gpu else None)
 
 
 def _rate(backbone: str, device: torch.device, dtype: torch.dtype) -> float | None:
@@ -112,6 +122,10 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines += [f"pass {number}   {_pass_line(one)}" for number, one in enumerate(plan["passes"], 1)]
     lines.append(f"work     {plan['tflop']:.3g} TFLOP, {plan['useful_tflop']:.3g} without overlap")
     lines.append(f"memory   about {plan['peak_mb']:.0f} MB ({memory})")
+    if plan["on_disk"]:
+        lines.append(f"disk     {plan['disk_mb']:.0f} MB: the pictures do not fit into the memory and live there")
+    if plan["most_px"]:
+        lines.append(f"windows  shrunk to {plan['most_px']} px to fit; the result is a little different")
     if plan["seconds"] is None:
         lines.append("seconds  not known here; `tudsr bench` measures the TFLOP/s to give as --rate")
     else:

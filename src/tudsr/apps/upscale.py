@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_size, write_comparison
 from tudsr.apps.report import Result, peak_rss_mb
 from tudsr.errors import InputError
-from tudsr.image import read_picture, write_picture
+from tudsr.files import upscale_file
 from tudsr.image_encode import check_size
-from tudsr.pipeline import TUDSR, Request
-
-_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
+from tudsr.image_spool import read_header
+from tudsr.memory import is_out_of_memory, parse_memory
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,7 @@ class Run:
     as_json: bool = False
     quiet: bool = False
     compare: Path | None = None
+    memory: str | None = None
     engine: str = "local"
     address: str | None = None
     workers: int | None = None
@@ -79,8 +79,7 @@ def memory_in_words(job: Job) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not short and not any(words in str(error) for words in _MEMORY_WORDS):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"{job.source}: there is not enough memory for it; a smaller --batch or --tile-px, or a smaller output, "
@@ -102,23 +101,30 @@ def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Li
         InputError: when it cannot be done.
     """
     begun = time.perf_counter()
-    before = read_picture(job.source)
-    plan = model.plan(before.height, before.width, request)
-    check_size(job.target, plan.height, plan.width)
     if run.compare is not None:
+        header = read_header(job.source)
+        plan = model.plan(header.height, header.width, request)
         check_size(run.compare, *comparison_size(plan.height, plan.width))
-    after = model.upscale_picture(before, request, lambda done, total: reporter.windows(job, done, total))
-    lost = write_picture(job.target, after)
+    done = upscale_file(
+        model,
+        job.source,
+        job.target,
+        request,
+        memory=None if run.memory is None else parse_memory(run.memory),
+        progress=lambda done, total: reporter.windows(job, done, total),
+        say=reporter.note,
+    )
     seconds = time.perf_counter() - begun
-    for note in (*before.info.notes, *lost):
-        reporter.note(f"{job.source}: {note}")
     if run.compare is not None:
-        write_comparison(run.compare, before, after, model.config.name)
+        if done.before is None or done.after is None:
+            raise InputError(f"--compare {run.compare}: the pictures did not fit into memory; there is no comparison.")
+        write_comparison(run.compare, done.before, done.after, model.config.name)
+    plan, header = done.plan, done.header
     return Result(
         input=str(job.source),
         output=str(job.target),
-        in_size=(before.width, before.height),
-        out_size=(after.width, after.height),
+        in_size=(header.width, header.height),
+        out_size=(plan.width, plan.height),
         seconds=round(seconds, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
         model=run.model,

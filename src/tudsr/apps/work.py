@@ -9,7 +9,8 @@ from tudsr.apps.remote import Task, local_job
 from tudsr.apps.report import Reporter, Result
 from tudsr.apps.upscale import Run, enlarge_job, memory_in_words
 from tudsr.errors import InputError
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 
 _PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
 

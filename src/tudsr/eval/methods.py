@@ -14,8 +14,9 @@ from tudsr.config import ModelConfig
 from tudsr.eval.metrics import ShiftedRun
 from tudsr.folder import CONFIG_NAME, find_model
 from tudsr.image import Picture
-from tudsr.pipeline import TUDSR, Request
+from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan, plan_passes
+from tudsr.request import Request
 from tudsr.resize import output_size, upsample
 from tudsr.windows import half_tile_px, plan_windows
 

@@ -1,0 +1,97 @@
+"""What a user asks of one picture."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator
+
+from tudsr.color import COLOR_FIXES
+from tudsr.config import Settings, WindowRange
+from tudsr.errors import ConfigError
+
+DEFAULT_SCALE = 8.0
+
+
+class Request(Settings):
+    """What a user asks of one picture.
+
+    `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
+    `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1, takes up
+    to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it; `batch` windows
+    run together; `shift_px` moves the grid of windows (to measure seams).
+    """
+
+    scale: float | None = None
+    size: tuple[int, int] | None = None
+    m: float | None = None
+    n: float | None = None
+    t1: int | None = Field(default=None, ge=0, le=999)
+    t2: int | None = Field(default=None, ge=0, le=999)
+    stage: Literal["both", 1, 2] = "both"
+    color: str = "wavelet"
+    fidelity: float = Field(default=0.0, ge=0, le=1)
+    tile_px: int | None = Field(default=None, gt=0)
+    overlap_px: int | None = Field(default=None, ge=0)
+    most_px: int | None = Field(default=None, gt=0)
+    batch: int = Field(default=1, gt=0)
+    shift_px: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Self:
+        """Build from a user's options; an option that is None is one that was not given.
+
+        ×DEFAULT_SCALE is asked for where neither scale nor size, nor both m and n, say how large.
+
+        Raises:
+            ConfigError: for an option that is unknown or out of range.
+        """
+        large = any(options.get(name) is not None for name in ("scale", "size"))
+        by_hand = all(options.get(name) is not None for name in ("m", "n"))
+        return cls.parse(options if large or by_hand else options | {"scale": DEFAULT_SCALE}, "upscale")
+
+    def windows(self, own: WindowRange) -> WindowRange:
+        """Return the windows that are used with a model, given its own.
+
+        Raises:
+            ConfigError: for a tile or an overlap that the model cannot have.
+        """
+        found = _window_range(own, self.tile_px, self.overlap_px)
+        if self.most_px is None or self.tile_px is not None:
+            return found
+        return found.model_copy(update={"max_px": max(found.min_px, min(found.max_px, self.most_px))})
+
+    @property
+    def taken_back(self) -> float:
+        """The share of what the stages add that fidelity takes back: PSNR stops rising at about a half."""
+        return self.fidelity / 2
+
+    @field_validator("color")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in COLOR_FIXES:
+            raise ValueError(f"known colour fixes: {', '.join(COLOR_FIXES)}")
+        return name
+
+
+def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None) -> WindowRange:
+    """Overrule a model's windows: one side for all, and an overlap, which takes windows of twice its size or more."""
+    if tile_px is None and overlap_px is None:
+        return own
+    stride, overlap = own.stride_px, own.overlap_px if overlap_px is None else overlap_px
+    floor = max(stride, -(-2 * overlap // stride) * stride)
+    if tile_px is None:
+        least, most = max(own.min_px, floor), own.max_px
+        if least > most:
+            raise ConfigError(
+                f"overlap_px is {overlap}; 0 to {most // 2}, half of the model's largest window, is accepted, "
+                f"or more with a tile_px of at least {floor}."
+            )
+    else:
+        least = most = tile_px
+        if tile_px % stride or tile_px < floor:
+            below = tile_px // stride * stride
+            nearest = sorted({max(floor, below), max(floor, below + stride)})
+            raise ConfigError(
+                f"tile_px is {tile_px}; a multiple of the model's stride of {stride} px is accepted, from {floor} px "
+                f"with an overlap of {overlap} px; nearest: {' and '.join(map(str, nearest))}."
+            )
+    return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)

@@ -1,0 +1,69 @@
+"""Pictures made row by row: the same from memory and disk, and from any row on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tudsr.canvas import JOURNAL_NAME, DiskStore, MemoryStore, RawFile
+
+
+def rows_of(x, step, asked=None):
+    def rows_from(start):
+        if asked is not None:
+            asked.append(start)
+        for y in range(start, x.shape[-2], step):
+            yield x[..., y : y + step, :]
+
+    return rows_from
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 3, 50, 7, generator=torch.Generator().manual_seed(0))
+
+
+def test_raw_files_give_back_what_was_written(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65535, (9, 8, 4), dtype=np.uint16)
+    raw = RawFile(tmp_path / "a", values.shape, np.uint16)
+    raw.write(5, values[5:])
+    raw.write(0, values[:5])
+    np.testing.assert_array_equal(raw.read(0, 9, 0, 8), values)
+    np.testing.assert_array_equal(raw.read(2, 7, 3, 5), values[2:7, 3:5])
+    np.testing.assert_array_equal(np.fromfile(raw.path, np.uint16), values.ravel())
+    with pytest.raises(OSError, match="shorter than its picture"):
+        RawFile(tmp_path / "a", (10, 8, 4), np.uint16).read(9, 10, 0, 8)
+
+
+def test_both_stores_keep_the_same_picture(tmp_path, picture):
+    for store in (MemoryStore(), DiskStore(tmp_path, {}, rows_at_once=8)):
+        part = store.fill("a", 50, 7, rows_of(picture, 3))
+        assert torch.equal(part(0, 50, 0, 7), picture)
+        assert torch.equal(part(11, 40, 2, 5), picture[..., 11:40, 2:5])
+
+
+def test_a_killed_picture_goes_on_where_the_journal_says(tmp_path, picture):
+    def dying(start):
+        for number, rows in enumerate(rows_of(picture, 5)(start)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield rows
+
+    with pytest.raises(KeyboardInterrupt):
+        DiskStore(tmp_path, {"a": (1, 2)}, rows_at_once=10).fill("x", 50, 7, dying)
+    asked = []
+    again = DiskStore(tmp_path, {"a": (1, 2)}, rows_at_once=10)
+    assert again.done("x") == 30
+    assert torch.equal(again.fill("x", 50, 7, rows_of(picture, 5, asked))(0, 50, 0, 7), picture)
+    assert asked == [30]
+    again.fill("x", 50, 7, rows_of(picture, 5, asked))
+    assert asked == [30], "a finished picture is not made again"
+
+
+def test_another_key_begins_anew(tmp_path, picture):
+    DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
+    asked = []
+    DiskStore(tmp_path, {"a": 2}).fill("x", 50, 7, rows_of(picture, 5, asked))
+    assert asked == [0]
+    assert json.loads((tmp_path / JOURNAL_NAME).read_text())["key"] == {"a": 2}

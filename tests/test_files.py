@@ -1,0 +1,165 @@
+"""Picture files in little memory: the same bytes as in much, and a killed run goes on where it was."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from tudsr import files
+from tudsr.errors import InputError
+from tudsr.files import WORK_SUFFIX, upscale_file
+from tudsr.image import read_picture
+from tudsr.memory import Fit
+from tudsr.pipeline import TUDSR, load
+from tudsr.request import Request
+
+pyvips = pytest.importorskip("pyvips", reason="the extra [huge] is not installed")
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return load(model_folder, "cpu", "fp32")
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Make every enlargement work on disk, whatever memory there is."""
+    own = TUDSR.fit
+
+    def fit(self, size, plan, request, memory=None, pixel_bytes=3, **more):
+        found = own(self, size, plan, request, 10**12, pixel_bytes, **more)
+        return Fit(on_disk=True, most_px=None, parts=found.parts, disk_bytes=1000, passes=found.passes)
+
+    monkeypatch.setattr(TUDSR, "fit", fit)
+
+
+def noise(height, width, channels, dtype=np.uint8):
+    top = np.iinfo(dtype).max
+    small = np.random.default_rng(channels).random((height // 4 + 1, width // 4 + 1, channels))
+    values = np.kron(small, np.ones((4, 4, 1)))[:height, :width]
+    return (values * top).astype(dtype)
+
+
+def save(path, kind):
+    if kind == "rgb16":
+        tifffile.imwrite(path, noise(45, 61, 3, np.uint16), photometric="rgb")
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274], exif[271] = 6, "a camera"
+        Image.fromarray(noise(45, 61, 3)).save(path, exif=exif, icc_profile=ICC, quality=90)
+    else:
+        values = noise(45, 61, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[kind])
+        Image.fromarray(values[..., 0] if kind == "L" else values).save(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "to"),
+    [
+        ("RGB", ".png", ".png"),
+        ("L", ".png", ".png"),
+        ("LA", ".png", ".png"),
+        ("RGBA", ".png", ".tif"),
+        ("rgb16", ".tif", ".tif"),
+        ("rgb16", ".tif", ".png"),
+        ("turned", ".jpg", ".png"),
+    ],
+)
+@pytest.mark.parametrize("color", ["wavelet", "adain"])
+def test_from_disk_comes_what_comes_from_memory(model, tmp_path, monkeypatch, request, kind, suffix, to, color):
+    source = tmp_path / f"in{suffix}"
+    save(source, kind)
+    wish = Request(scale=4.3, color=color, fidelity=0.3)
+    upscale_file(model, source, tmp_path / f"memory{to}", wish)
+    request.getfixturevalue("on_disk")
+    said = []
+    found = upscale_file(model, source, tmp_path / f"disk{to}", wish, say=said.append)
+    a, b = (read_picture(tmp_path / f"{name}{to}") for name in ("memory", "disk"))
+    assert (a.pixels == b.pixels).all()
+    assert (a.alpha is None and b.alpha is None) or (a.alpha == b.alpha).all()
+    assert (a.info.bits, a.info.grey, a.info.icc) == (b.info.bits, b.info.grey, b.info.icc)
+    assert (a.height, a.width) == (found.plan.height, found.plan.width)
+    assert "works on disk" in said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, f"memory{to}", f"disk{to}"])
+
+
+def test_exif_comes_along_without_its_orientation(model, tmp_path, on_disk):
+    save(tmp_path / "in.jpg", "turned")
+    upscale_file(model, tmp_path / "in.jpg", tmp_path / "out.jpg", Request(scale=2))
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.size == (90, 122)
+        assert image.getexif()[271] == "a camera"
+        assert image.getexif().get(274, 1) == 1
+
+
+def test_transparency_is_laid_on_white_for_jpeg(model, tmp_path, on_disk):
+    save(tmp_path / "in.png", "RGBA")
+    said = []
+    upscale_file(model, tmp_path / "in.png", tmp_path / "out.jpg", Request(scale=2), say=said.append)
+    assert any("laid on white" in line for line in said)
+    assert read_picture(tmp_path / "out.jpg").alpha is None
+
+
+def test_too_little_disk_is_said_before_any_work(model, tmp_path, on_disk, monkeypatch):
+    save(tmp_path / "in.png", "RGB")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(TUDSR, "run_passes", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(InputError, match="MB of disk are needed beside .*out.png"):
+        upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))
+
+
+def test_a_missing_libvips_names_the_extra(model, tmp_path, on_disk, monkeypatch):
+    save(tmp_path / "in.png", "RGB")
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    with pytest.raises(InputError, match=r"pip install 'tudsr\[huge\]'"):
+        upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import tudsr, torch
+from tudsr.files import upscale_file
+from tudsr.request import Request
+model = tudsr.load(sys.argv[1], "cpu", "fp32")
+own = type(model).fit
+def fit(self, *args, **more):
+    from dataclasses import replace
+    return replace(own(self, *args[:3], 10**12, *args[4:], **more), on_disk=True)
+type(model).fit = fit
+print("begins", flush=True)
+upscale_file(model, Path(sys.argv[2]), Path(sys.argv[3]), Request(scale=8))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_ends_with_the_same_bytes(model_folder, tmp_path):
+    Image.fromarray(noise(150, 90, 3)).save(tmp_path / "in.png")
+
+    def start(target):
+        command = [sys.executable, "-c", KILLED, str(model_folder), str(tmp_path / "in.png"), str(target)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    assert start(tmp_path / "whole.png").wait(300) == 0
+    target, kills = tmp_path / "killed.png", 0
+    journal = target.with_name(f".{target.name}{WORK_SUFFIX}") / "journal.json"
+    seen = set()
+    while not target.exists():
+        process = start(target)
+        while process.poll() is None:
+            text = journal.read_text() if journal.exists() else ""
+            if text not in seen and kills < 4:
+                seen.add(text)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            time.sleep(0.002)
+        process.wait()
+    assert kills == 4
+    assert target.read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert not journal.parent.exists()
