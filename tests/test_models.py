@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tudsr import backbones, models
@@ -143,6 +143,41 @@ def test_the_cached_prompt_is_the_text_encoders_empty_one(small_sd, base, tmp_pa
         wanted = CLIPTextModel.from_pretrained(base / "text_encoder")(tokens).last_hidden_state
     assert cached.shape == (1, TOKENS, WIDTH)
     torch.testing.assert_close(cached, wanted, rtol=0, atol=1e-6)
+
+
+def tiny_vae(latent_channels: int = 4, stages: int = 2) -> AutoencoderTiny:
+    torch.manual_seed(1)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * stages, decoder_block_out_channels=(8,) * stages,
+        num_encoder_blocks=(1,) * stages, num_decoder_blocks=(1,) * stages, latent_channels=latent_channels,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [".", "vae"])
+def test_another_autoencoder_takes_the_place_of_the_bases(small_sd, base, tmp_path, place):
+    tiny = tiny_vae()
+    tiny.save_pretrained(tmp_path / "taesd" / place)
+    models.init_sd21(base, tmp_path / "out", vae=tmp_path / "taesd")
+    assert verify_model(tmp_path / "out") == []
+    net = load_model(tmp_path / "out", torch.device("cpu"), torch.float32).backbone
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        z = net.encode(x)
+        torch.testing.assert_close(z, tiny.encode(x).latents, rtol=0, atol=1e-6)
+        torch.testing.assert_close(net.decode(z), tiny.decode(z).sample, rtol=0, atol=1e-6)
+        assert net.predict(z, 200).shape == z.shape
+
+
+def test_an_autoencoder_of_other_latents_is_refused(small_sd, base, tmp_path):
+    for name, wrong in (("8x32x32", tiny_vae(latent_channels=8)), ("4x16x16", tiny_vae(stages=3))):
+        wrong.save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=f"makes latents of {name} of 64² px; 4x32x32 are needed"):
+            models.init_sd21(base, tmp_path / "out", vae=tmp_path / name)
+    with pytest.raises(ModelError, match=r"config.json with a _class_name is expected"):
+        models.init_sd21(base, tmp_path / "out", vae=tmp_path)
+    with pytest.raises(ModelError, match="'nobody/nothing' could not be fetched"):
+        models.init_sd21(base, tmp_path / "out", vae="nobody/nothing")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_of_another_shape_is_refused(base, tmp_path):

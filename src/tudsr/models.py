@@ -5,13 +5,25 @@ from pathlib import Path
 import torch
 
 from tudsr import lora
-from tudsr.backbones import blueprint, sd21
+from tudsr.backbones import Backbone, blueprint, sd21
 from tudsr.checkpoint import sha256_file
 from tudsr.config import ModelConfig
 from tudsr.errors import InputError, ModelError
-from tudsr.folder import FP16, UNET_FILE, Model, fetch_hub, find_weights, load_backbone, save_model, weights_variant
+from tudsr.folder import (
+    FP16,
+    UNET_FILE,
+    Model,
+    fetch_hub,
+    find_weights,
+    load_backbone,
+    load_vae,
+    save_model,
+    weights_variant,
+)
 
 _WEIGHTS = (UNET_FILE, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+_VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+_PROBE_PX = 64
 _HUB_FILES = (
     *_WEIGHTS,
     "unet/config.json",
@@ -47,13 +59,17 @@ def init_random(name: str, out: Path, *, seed: int = 0, dtype: torch.dtype = tor
     return _write(out, Model(config, backbone, scheduler), dtype)
 
 
-def init_sd21(base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32) -> tuple[ModelConfig, str]:
+def init_sd21(
+    base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32, vae: str | Path | None = None
+) -> tuple[ModelConfig, str]:
     """Write a TUDSR folder from SD2.1-base, with fresh adapters (B = 0: the base's own output until they are trained).
 
     Args:
         base: a diffusers folder or a hub id.
         out: folder to make.
         dtype: of the weights in memory and on disk.
+        vae: folder or hub id of an autoencoder for the same latents instead of the base's own, such as
+            madebyollin/taesd, which is fast and coarse.
 
     Returns:
         The settings as written, and one sentence on what the UNet's hash says.
@@ -69,8 +85,32 @@ def init_sd21(base: str | Path, out: Path, *, dtype: torch.dtype = torch.float32
     backbone, scheduler = load_backbone(folder, dtype, embeds)
     plan = blueprint("sd21")
     _check_shapes(backbone.unet.config, plan.unet, folder)
+    if vae is not None:
+        replace_vae(backbone, vae, dtype)
     config = ModelConfig.parse(plan.settings | {"base_model": str(base)}, "sd21")
     return _write(out, Model(config, backbone, scheduler), dtype), verdict
+
+
+def replace_vae(backbone: Backbone, name: str | Path, dtype: torch.dtype) -> None:
+    """Give a backbone another autoencoder: a folder's, a diffusers folder's (in vae/), or a hub repository's.
+
+    Raises:
+        ModelError: when it cannot be found or read, or makes other latents.
+    """
+    folder = Path(name) if Path(name).is_dir() else fetch_hub(str(name), _VAE_FILES)
+    before = _latent_shape(backbone)
+    backbone.vae = load_vae(folder if (folder / "config.json").is_file() else folder / "vae", dtype)
+    came = _latent_shape(backbone)
+    if came != before:
+        sizes = [f"{channels}x{height}x{width}" for channels, height, width in (came, before)]
+        raise ModelError(
+            f"{name}: this autoencoder makes latents of {sizes[0]} of {_PROBE_PX}² px; {sizes[1]} are needed."
+        )
+
+
+@torch.no_grad()
+def _latent_shape(backbone: Backbone) -> tuple[int, ...]:
+    return tuple(backbone.encode(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)).shape[1:])
 
 
 def _fetch_base(hub_id: str) -> Path:

@@ -134,6 +134,8 @@ def test_peak_memory_is_this_process_own():
 def test_a_model_is_made_told_verified_and_used(call, tmp_path):
     assert call("models", "init", "tiny", "--random-weights", "--out", "my model")[:2] == (0, RANDOM_SAID)
     assert call("models", "init", "tiny", "--random-weights", "--out", "my model")[0] == 2
+    both = call("models", "init", "tiny", "--random-weights", "--vae", "some/vae", "--out", "another")
+    assert both == (2, "", "Error: --vae and --random-weights were both given; one of them is accepted.\n")
     facts = json.loads(call("info", "my model", "--json")[1])
     assert facts["name"] == "tiny"
     assert facts["parameters"]["unet/diffusion_pytorch_model.safetensors"] > 1e5

@@ -68,10 +68,9 @@ def init(
     """
     blueprint(name)  # an unknown name is said first
     if random_weights:
-        if base is not None:
-            raise ConfigError("--base and --random-weights were both given; one of them is accepted.")
-        if vae is not None:
-            raise ConfigError("--vae and --random-weights were both given; one of them is accepted.")
+        for option, given in (("--base", base), ("--vae", vae)):
+            if given is not None:
+                raise ConfigError(f"{option} and --random-weights were both given; one of them is accepted.")
         models.init_random(name, out, seed=seed, dtype=DTYPES[dtype])
         said = f"{name} with random weights (seed {seed}): its pictures mean nothing until it is trained."
     elif name == "sd21":
