@@ -1,5 +1,6 @@
 """The plain way of benchmarks/plain.py: the same pictures as ours, by windows and layers that are not ours."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from tudsr.pipeline import TUDSR
 @pytest.fixture
 def plain(monkeypatch):
     """Return the module, which finds its neighbours in its own folder."""
-    monkeypatch.syspath_prepend("benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return pytest.importorskip("plain")
 
 
