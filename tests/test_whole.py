@@ -6,12 +6,18 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from tudsr.backbones import Backbone
+from tudsr import lora
+from tudsr.backbones import Backbone, blueprint
 from tudsr.backbones.tiled_vae import TiledVAE
-from tudsr.config import WindowRange
+from tudsr.config import LoraSpec, ModelConfig, WindowRange
 from tudsr.errors import ConfigError, InputError
+from tudsr.folder import Model
+from tudsr.image import Picture
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
+from tudsr.resize import upsample
 from tudsr.stage import Stage, inference
-from tudsr.whole import latent_windows, restored, whole_vae
+from tudsr.whole import latent_grid, latent_windows, restored, whole_vae
 from tudsr.windows import plan_windows
 
 ONE = WindowRange(min_px=64, max_px=128, stride_px=8, overlap_px=16)
@@ -41,8 +47,8 @@ def test_one_window_is_the_plain_stage(stage):
     x = picture(64, 72)
     with inference(stage):
         wanted = stage(x)
-        assert torch.equal(restored(stage, x, ONE, "windows"), wanted)
-        torch.testing.assert_close(restored(stage, x, ONE), wanted, rtol=1e-5, atol=1e-5)
+        grid = latent_grid(stage.backbone, 64, 72, ONE)
+        torch.testing.assert_close(restored(stage, x, grid), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_unet_goes_by_windows(stage, monkeypatch):
@@ -51,7 +57,9 @@ def test_only_the_unet_goes_by_windows(stage, monkeypatch):
     predict = stage.backbone.predict
     monkeypatch.setattr(stage.backbone, "predict", lambda z, t: (seen.append(z.shape[-2:]), predict(z, t))[1])
     with inference(stage):
-        out = restored(stage, x, SMALL, batch=2, progress=lambda *done: told.append(done))
+        out = restored(
+            stage, x, latent_grid(stage.backbone, 65, 90, SMALL), batch=2, progress=lambda *done: told.append(done)
+        )
     assert out.shape == x.shape
     assert out.dtype == torch.float32
     count = len(plan_windows(33, 45, latent_windows(SMALL, 2)).windows)
@@ -70,6 +78,25 @@ def test_the_autoencoder_comes_back(stage, make_model):
     with pytest.raises(InputError, match="SpaceToDepth"), whole_vae(other):
         pass
     assert type(other.vae).__name__ == "SpaceToDepth"
+
+
+def test_the_pipeline_takes_it_by_name(stage):
+    settings = blueprint("tiny").settings | {"windows": SMALL.model_dump(), "t1": 200}
+    model = TUDSR(Model(ModelConfig.parse(settings, "test"), stage.backbone, None))
+    for name in lora.STAGES:
+        lora.attach(stage.backbone.unet, name, LoraSpec(rank=2, alpha=2, targets=("conv1",)))
+    x, told = picture(20, 24), []
+    request = Request(scale=2, stage=1, vae="whole", color="none")
+    out = model.upscale_picture(Picture(pixels=x), request, lambda *done: told.append(done)).pixels
+    one = Stage(stage.backbone, 200, "stage_1")
+    with inference(one):
+        wanted = restored(one, upsample(x, 40, 48), latent_grid(stage.backbone, 40, 48, SMALL)).clamp(-1, 1)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-6)
+    assert told[-1][0] == told[-1][1] == len(latent_grid(stage.backbone, 40, 48, SMALL).windows)
+    with pytest.raises(InputError, match="3000x3000 px; .* up to 2048 px"):
+        model.plan(1500, 1500, request)
+    with pytest.raises(ConfigError, match="memory"):
+        model.fit((20, 24), model.plan(20, 24, request), request, 10**9)
 
 
 def test_windows_in_the_latents_measure():

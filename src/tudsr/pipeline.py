@@ -15,6 +15,7 @@ from tudsr.color import color_fix
 from tudsr.config import ModelConfig
 from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
+from tudsr.errors import ConfigError
 from tudsr.folder import Model, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.memory import Fit, Need, fit, free_bytes, parse_memory, pictures_bytes, resident_bytes, until_it_fits
@@ -23,6 +24,7 @@ from tudsr.request import Request
 from tudsr.resize import Region, part_of, upsample, upsampled
 from tudsr.stage import Stage, blended_rows, inference
 from tudsr.tiling import Progress
+from tudsr.whole import latent_grid, restored
 from tudsr.windows import WindowGrid, plan_windows
 
 _STRIP_PIXELS = 2**20
@@ -110,7 +112,11 @@ class TUDSR:
         """Return the passes for a picture of that size."""
         r = request
         most = {"max_m": self.config.m_range[1], "max_n": self.config.n_range[1]}
-        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **most)
+        plan = plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **most)
+        if r.vae == "whole":
+            for step in plan.passes:
+                self.grid(step, r)  # refuses what it cannot do before any work
+        return plan
 
     def run_passes(
         self,
@@ -155,6 +161,9 @@ class TUDSR:
 
         def blended(start: int) -> Iterator[Tensor]:
             with inference(stage):
+                if request.vae == "whole":
+                    yield restored(stage, lq_up(0, height, 0, width), grid, request.batch, progress)[..., start:, :]
+                    return
                 yield from blended_rows(stage, lq_up, grid, request.batch, progress, start)
 
         def finished(start: int) -> Iterator[Tensor]:
@@ -179,8 +188,11 @@ class TUDSR:
         return Stage(self.model.backbone, own if asked is None else asked, f"stage_{number}", strength)
 
     def grid(self, step: Pass, request: Request) -> WindowGrid:
-        """Return the windows of a pass."""
-        return plan_windows(step.height, step.width, request.windows(self.config.windows), request.shift_px)
+        """Return the windows of a pass: of the latent where the autoencoder sees the whole picture."""
+        windows = request.windows(self.config.windows)
+        if request.vae == "whole":
+            return latent_grid(self.model.backbone, step.height, step.width, windows)
+        return plan_windows(step.height, step.width, windows, request.shift_px)
 
     def fit(
         self,
@@ -208,6 +220,10 @@ class TUDSR:
         Raises:
             InputError: when it cannot be done in so little.
         """
+        if memory is not None and request.vae == "whole":
+            raise ConfigError(
+                "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
+            )
         device = self.model.backbone.device
         on_gpu = device.type == "cuda"
         free = free_bytes(torch.device("cpu"))

@@ -17,7 +17,8 @@ class Request(Settings):
     `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
     `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1, takes up
     to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it; `batch` windows
-    run together; `shift_px` moves the grid of windows (to measure seams).
+    run together; `shift_px` moves the grid of windows (to measure seams). With `vae` whole the autoencoder sees the
+    picture as a whole, and only the UNet goes by windows.
     """
 
     scale: float | None = None
@@ -27,6 +28,7 @@ class Request(Settings):
     t1: int | None = Field(default=None, ge=0, le=999)
     t2: int | None = Field(default=None, ge=0, le=999)
     stage: Literal["both", 1, 2] = "both"
+    vae: Literal["windows", "whole"] = "windows"
     color: str = "wavelet"
     fidelity: float = Field(default=0.0, ge=0, le=1)
     tile_px: int | None = Field(default=None, gt=0)

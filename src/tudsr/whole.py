@@ -2,20 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import Tensor
 
 from tudsr.backbones import Backbone
-from tudsr.backbones.tiled_vae import TiledVAE
+from tudsr.backbones.tiled_vae import TiledVAE, check_size
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
 from tudsr.stage import Stage
-from tudsr.tiling import Fn, Progress, tiled
-from tudsr.windows import plan_windows
-
-VAEMode = Literal["windows", "whole"]
+from tudsr.tiling import Progress, tiled
+from tudsr.windows import WindowGrid, plan_windows
 
 
 @contextlib.contextmanager
@@ -33,47 +30,42 @@ def whole_vae(backbone: Backbone) -> Iterator[None]:
         backbone.vae = own
 
 
-def restored(
-    stage: Stage,
-    lq_up: Tensor,
-    windows: WindowRange,
-    vae: VAEMode = "whole",
-    batch: int = 1,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Run an active stage over a picture; with `vae` whole, only the one step goes by windows, of the latent.
+def latent_grid(backbone: Backbone, height: int, width: int, windows: WindowRange) -> WindowGrid:
+    """Return the windows of a pass in positions of the latent, and refuse what `TiledVAE` does not take.
+
+    Args:
+        backbone: whose autoencoder will see the whole picture.
+        height: rows of the pass's picture, in pixels.
+        width: columns, likewise.
+        windows: the model's, in pixels.
+
+    Raises:
+        InputError: for a picture or an autoencoder that `TiledVAE` does not take.
+    """
+    factor = TiledVAE(backbone.vae).factor
+    check_size(height, width)
+    return plan_windows(-(-height // factor), -(-width // factor), latent_windows(windows, factor))
+
+
+def restored(stage: Stage, lq_up: Tensor, grid: WindowGrid, batch: int = 1, progress: Progress | None = None) -> Tensor:
+    """Run an active stage over a picture: only the one step goes by windows, of the latent.
 
     Args:
         stage: whose adapter is active, without gradients.
         lq_up: (1, 3, H, W), float32, [-1, 1], on any device.
-        windows: the model's, in pixels.
-        vae: what the autoencoder sees: each window alone, or the whole picture.
+        grid: from `latent_grid`.
         batch: windows per call.
         progress: called with (windows done, windows in all).
 
     Returns:
         (1, 3, H, W), float32, about [-1, 1], before the colour fix, where `lq_up` is.
-
-    Raises:
-        InputError: for a picture or an autoencoder that `TiledVAE` does not take.
     """
     net, (height, width) = stage.backbone, lq_up.shape[-2:]
-    if vae == "windows":
-        return _by_windows(stage, stage, lq_up, windows, batch, progress)
     with whole_vae(net):
-        factor = net.vae.factor
-        below, right = (-side % factor for side in (height, width))
-        x = F.pad(lq_up, (0, right, 0, below), mode="replicate")
-        z = net.encode(x)  # (1, C, H / f, W / f)
-        z0 = _by_windows(stage, stage.step, z, latent_windows(windows, factor), batch, progress)
+        below, right = (-side % net.vae.factor for side in (height, width))
+        z = net.encode(F.pad(lq_up, (0, right, 0, below), mode="replicate"))  # (1, C, H / f, W / f)
+        z0 = tiled(lambda part: stage.step(part.to(net.device)).to(part.device), z, grid, batch, progress)
         return net.decode(z0).to(net.wide_dtype)[..., :height, :width]
-
-
-def _by_windows(
-    stage: Stage, run: Fn, x: Tensor, windows: WindowRange, batch: int, progress: Progress | None
-) -> Tensor:
-    device, grid = stage.backbone.device, plan_windows(x.shape[-2], x.shape[-1], windows)
-    return tiled(lambda part: run(part.to(device)).to(part.device), x, grid, batch, progress)
 
 
 def latent_windows(windows: WindowRange, factor: int) -> WindowRange:

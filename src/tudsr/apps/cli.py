@@ -59,6 +59,7 @@ def upscale(
     batch: Annotated[int, typer.Option(min=1, help="Windows that run together.")] = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    vae: Annotated[Literal["windows", "whole"], typer.Option(help="What the autoencoder sees at once.")] = "windows",
     color: Color = "wavelet",
     fidelity: Fidelity = 0.0,
     memory: Memory = None,
@@ -82,7 +83,7 @@ def upscale(
     from tudsr.apps.engines import upscale_all
     from tudsr.apps.upscale import Run, make_request
 
-    names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px}
+    names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px, "vae": vae}
     alone = stage if stage == "both" else int(stage)
     request = make_request(scale, size, names | {"stage": alone, "color": color, "fidelity": fidelity, "batch": batch})
     run = Run(

@@ -52,7 +52,7 @@ class TiledVAE(nn.Module):
         Raises:
             InputError: for a side above MAX_SIDE_PX.
         """
-        _check_size(*x.shape[-2:])
+        check_size(*x.shape[-2:])
         net, layers = self.vae.encoder, StripLayers(x.device, self._elements)
         h = layers.conv(net.conv_in, _map_of(x))
         for block in net.down_blocks:
@@ -73,7 +73,7 @@ class TiledVAE(nn.Module):
         Raises:
             InputError: for a picture with a side above MAX_SIDE_PX.
         """
-        _check_size(*(self.factor * side for side in z.shape[-2:]))
+        check_size(*(self.factor * side for side in z.shape[-2:]))
         net, layers = self.vae.decoder, StripLayers(z.device, self._elements)
         h = _map_of(z)
         if self.vae.post_quant_conv is not None:
@@ -103,7 +103,12 @@ def _middle(layers: StripLayers, block: Any, h: RowMap) -> RowMap:
     return h
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
+    """Refuse a picture that is too large for its attention.
+
+    Raises:
+        InputError: for a side above MAX_SIDE_PX.
+    """
     if max(height, width) > MAX_SIDE_PX:
         raise InputError(
             f"the picture is {width}x{height} px; the autoencoder over the whole picture takes sides of up to "
