@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # train_tiny.sh RUNS TEACHER PAIRS [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on where
 # it stopped. TEACHER and PAIRS hold pairs made by scripts/make_pairs.py from the same photos, with and without
-# --teacher. The step counts are those of version 3 (docs/experiments/2026-11-23-tiny-v3.md); more is better.
+# --teacher. The step counts are those of version 4 (docs/experiments/2026-11-24-tiny-v4.md); more is better.
 set -euo pipefail
 runs=$1 teacher=$2 pairs=$3 photos=${4:-../shared/data/train}
 bin=${BIN:-.venv/bin}
@@ -27,14 +27,16 @@ phase base_1 1 "$runs/prior/model" "${restore[@]}" --set "pairs=$pairs" --set st
   --set ema=0.998 --set seed=11
 phase base_2 1 "$runs/base_1/model" "${restore[@]}" --set "pairs=$teacher" --set steps=2800 --set lr=1e-3 --set warmup=30 \
   --set ema=0.996 --set seed=12
+phase base_3 1 "$runs/base_2/model" "${restore[@]}" --set "pairs=$teacher" --set steps=4500 --set lr=1e-3 --set warmup=60 \
+  --set ema=0.998 --set seed=21
 
 # Sharp: the one-step GAN on true photos, in the adapters.
 sharpen=(--set jitter_px=32 --set loss_gan=0.05 --set lr=1e-3 --set lr_d=3e-4 --set warmup=20 --set ema=0.99
-  --set 'losses={"mae":1,"detail":1,"grid_4":8,"dists":2,"lpips_alex":1}')
-phase stage_1 1 "$runs/base_2/model" "${sharpen[@]}" --set "pairs=$pairs" --set steps=550 --set batch=8 --set seed=13 \
+  --set 'losses={"mae":1,"detail":1,"grid_4":16,"dists":2,"lpips_alex":1}')
+phase stage_1 1 "$runs/base_3/model" "${sharpen[@]}" --set "pairs=$pairs" --set steps=900 --set batch=8 --set seed=23 \
   "${mostly_x4[@]}"
-[ -f "$runs/stage_1_mixed/tudsr.json" ] || "$bin/python" scripts/interpolate.py "$runs/base_2/model" \
-  "$runs/stage_1/model" "$runs/stage_1_mixed" --stage 1 --share 0.65
-phase stage_2 2 "$runs/stage_1_mixed" "${sharpen[@]}" --set steps=260 --set batch=2 --set seed=14 --set ema=0.98 \
+[ -f "$runs/stage_1_mixed/tudsr.json" ] || "$bin/python" scripts/interpolate.py "$runs/base_3/model" \
+  "$runs/stage_1/model" "$runs/stage_1_mixed" --stage 1 --share 0.8
+phase stage_2 2 "$runs/stage_1_mixed" "${sharpen[@]}" --set steps=300 --set batch=2 --set seed=24 --set ema=0.98 \
   --set loss_crop_px=128 --set loss_crops=2 \
   --set "init_discriminator=$runs/stage_1/model_discriminator.safetensors"

@@ -246,6 +246,12 @@ def test_verify_lists_every_difference(copy):
     assert lines[2].startswith(f"{UNET}: SHA-256 is")
 
 
+def test_a_saved_model_does_not_say_where_it_was_loaded_from(model_folder, tmp_path):
+    loaded = load_model(model_folder, torch.device("cpu"), torch.float32)
+    save_model(tmp_path / "again", loaded, torch.float32)
+    assert str(model_folder) not in "".join(path.read_text() for path in (tmp_path / "again").rglob("*.json"))
+
+
 def test_saving_again_over_a_model_leaves_a_good_one(make_model, copy):
     save_model(copy, make_model(seed=8), torch.float32)
     assert verify_model(copy) == []

@@ -237,6 +237,9 @@ def save_unet(folder: Path, unet: Any, dtype: torch.dtype) -> None:
     """Write a UNet as diffusers does, without the adapters that peft injected into it."""
     folder.mkdir(parents=True, exist_ok=True)
     unet.save_config(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # where it was loaded from, on the machine of whoever made it
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     plain = {
         key.replace(".base_layer.", "."): value.to(dtype)
         for key, value in unet.state_dict().items()
