@@ -54,16 +54,47 @@ def test_a_killed_picture_goes_on_where_the_journal_says(tmp_path, picture):
         DiskStore(tmp_path, {"a": (1, 2)}, rows_at_once=10).fill("x", 50, 7, dying)
     asked = []
     again = DiskStore(tmp_path, {"a": (1, 2)}, rows_at_once=10)
-    assert again.done("x") == 30
+    raw = RawFile(tmp_path / "x.f32", (50, 7, 3), np.float32)
+    assert again.done("x", raw) == 30
     assert torch.equal(again.fill("x", 50, 7, rows_of(picture, 5, asked))(0, 50, 0, 7), picture)
     assert asked == [30]
     again.fill("x", 50, 7, rows_of(picture, 5, asked))
     assert asked == [30], "a finished picture is not made again"
 
 
-def test_another_key_begins_anew(tmp_path, picture):
+def test_another_key_begins_anew_in_an_empty_folder(tmp_path, picture):
     DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
+    (tmp_path / "input.raw").write_bytes(b"of another picture")
     asked = []
-    DiskStore(tmp_path, {"a": 2}).fill("x", 50, 7, rows_of(picture, 5, asked))
+    other = DiskStore(tmp_path, {"a": 2})
+    assert [path.name for path in tmp_path.iterdir()] == [JOURNAL_NAME]
+    other.fill("x", 50, 7, rows_of(picture, 5, asked))
     assert asked == [0]
     assert json.loads((tmp_path / JOURNAL_NAME).read_text())["key"] == {"a": 2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": 1, "rows": {}}', "null"])
+def test_a_damaged_journal_is_none(tmp_path, picture, text):
+    DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
+    (tmp_path / JOURNAL_NAME).write_text(text)
+    asked = []
+    part = DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5, asked))
+    assert asked == [0]
+    assert torch.equal(part(0, 50, 0, 7), picture)
+
+
+def test_rows_that_the_file_lost_are_made_again(tmp_path, picture):
+    DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
+    with (tmp_path / "x.f32").open("r+b") as file:
+        file.truncate(20 * 7 * 3 * 4 + 5)
+    asked = []
+    part = DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5, asked))
+    assert asked == [20]
+    assert torch.equal(part(0, 50, 0, 7), picture)
+
+
+def test_a_closed_store_leaves_nothing(tmp_path, picture):
+    store = DiskStore(tmp_path / "work", {"a": 1})
+    store.fill("x", 50, 7, rows_of(picture, 5))
+    store.close()
+    assert not (tmp_path / "work").exists()

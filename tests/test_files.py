@@ -12,8 +12,11 @@ from PIL import Image, ImageCms
 
 from tudsr import files
 from tudsr.errors import InputError
-from tudsr.files import WORK_SUFFIX, upscale_file
+from tudsr.files import upscale_file, work_folder
 from tudsr.image import read_picture
+from tudsr.image_decode import decode_file
+from tudsr.image_encode import write_png
+from tudsr.image_spool import read_header, spool_input
 from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR, load
 from tudsr.request import Request
@@ -50,6 +53,23 @@ def noise(height, width, channels, dtype=np.uint8):
 def save(path, kind):
     if kind == "rgb16":
         tifffile.imwrite(path, noise(45, 61, 3, np.uint16), photometric="rgb")
+    elif kind == "la16":
+        values = noise(45, 61, 2, np.uint16)
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    elif kind == "rgb16 png":
+        write_png(path, noise(45, 61, 3, np.uint16), None, None)
+    elif kind == "turned tiff":
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(noise(45, 61, 3)).save(path, exif=exif)
+    elif kind == "P":
+        Image.fromarray(noise(45, 61, 3)).quantize(16).save(path, transparency=3)
+    elif kind == "CMYK":
+        Image.fromarray(noise(45, 61, 4), "CMYK").save(path)
+    elif kind == "large turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(noise(700, 900, 3)).save(path, exif=exif)
     elif kind == "turned":
         exif = Image.Exif()
         exif[274], exif[271] = 6, "a camera"
@@ -69,6 +89,12 @@ def save(path, kind):
         ("rgb16", ".tif", ".tif"),
         ("rgb16", ".tif", ".png"),
         ("turned", ".jpg", ".png"),
+        ("la16", ".tif", ".tif"),
+        ("rgb16 png", ".png", ".png"),
+        ("turned tiff", ".tif", ".png"),
+        ("P", ".png", ".png"),
+        ("P", ".gif", ".png"),
+        ("CMYK", ".jpg", ".png"),
     ],
 )
 @pytest.mark.parametrize("color", ["wavelet", "adain"])
@@ -89,6 +115,16 @@ def test_from_disk_comes_what_comes_from_memory(model, tmp_path, monkeypatch, re
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, f"memory{to}", f"disk{to}"])
 
 
+@pytest.mark.parametrize("kind", ["large turned", "turned"])
+def test_a_turned_picture_is_spooled_upright(tmp_path, kind):
+    save(tmp_path / "in.jpg", kind)
+    header = read_header(tmp_path / "in.jpg")
+    assert header.streams
+    found = spool_input(tmp_path / "in.jpg", header, tmp_path / "raw")
+    upright = decode_file(tmp_path / "in.jpg").values
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "raw", np.uint8).reshape(found.shape), upright)
+
+
 def test_exif_comes_along_without_its_orientation(model, tmp_path, on_disk):
     save(tmp_path / "in.jpg", "turned")
     upscale_file(model, tmp_path / "in.jpg", tmp_path / "out.jpg", Request(scale=2))
@@ -104,6 +140,62 @@ def test_transparency_is_laid_on_white_for_jpeg(model, tmp_path, on_disk):
     upscale_file(model, tmp_path / "in.png", tmp_path / "out.jpg", Request(scale=2), say=said.append)
     assert any("laid on white" in line for line in said)
     assert read_picture(tmp_path / "out.jpg").alpha is None
+
+
+def test_what_an_earlier_run_left_of_another_picture_is_not_used(model, tmp_path, on_disk):
+    """The same target, another source of the same size."""
+    save(tmp_path / "a.png", "RGB")
+    Image.fromarray(255 - noise(45, 61, 3)).save(tmp_path / "b.png")
+    target = tmp_path / "out.png"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "encode_spooled", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            upscale_file(model, tmp_path / "a.png", target, Request(scale=2))
+    assert (work_folder(target) / "output.raw").exists()
+    upscale_file(model, tmp_path / "b.png", target, Request(scale=2))
+    upscale_file(model, tmp_path / "b.png", tmp_path / "wanted.png", Request(scale=2))
+    assert target.read_bytes() == (tmp_path / "wanted.png").read_bytes()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_an_earlier_run_left_decides_where_it_goes_on(model, tmp_path, monkeypatch, request):
+    save(tmp_path / "in.png", "RGB")
+    target, said = tmp_path / "out.png", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "encode_spooled", interrupt)
+        patch.setattr(TUDSR, "fit", lambda *_, **__: Fit(on_disk=True, most_px=32, parts={}, disk_bytes=0, passes=()))
+        with pytest.raises(KeyboardInterrupt):
+            upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
+    monkeypatch.setattr(TUDSR, "run_passes", lambda *_: lambda start: pytest.fail("rows were made again"))
+    upscale_file(model, tmp_path / "in.png", target, Request(scale=2), say=said.append)
+    assert "going on with what an earlier run left" in said[0]
+    assert target.exists()
+    assert not work_folder(target).exists()
+
+
+def test_a_second_run_at_the_same_output_is_refused(model, tmp_path, on_disk):
+    save(tmp_path / "in.png", "RGB")
+    target = tmp_path / "out.png"
+    with files._alone(work_folder(target).with_suffix(".lock"), target), pytest.raises(InputError, match="another run"):
+        upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp"])
+def test_formats_that_are_not_written_by_strips_are_refused_before_any_work(model, tmp_path, on_disk, suffix):
+    save(tmp_path / "in.png", "RGB")
+    with pytest.raises(InputError, match="written as PNG, TIFF, JPEG, not as"):
+        upscale_file(model, tmp_path / "in.png", tmp_path / f"out{suffix}", Request(scale=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_an_output_that_cannot_be_made_is_one_sentence(model, tmp_path, on_disk):
+    save(tmp_path / "in.png", "RGB")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/out.png: cannot be made"):
+        upscale_file(model, tmp_path / "in.png", tmp_path / "file" / "out.png", Request(scale=2))
 
 
 def test_too_little_disk_is_said_before_any_work(model, tmp_path, on_disk, monkeypatch):
@@ -148,7 +240,7 @@ def test_killed_and_called_again_it_ends_with_the_same_bytes(model_folder, tmp_p
 
     assert start(tmp_path / "whole.png").wait(300) == 0
     target, kills = tmp_path / "killed.png", 0
-    journal = target.with_name(f".{target.name}{WORK_SUFFIX}") / "journal.json"
+    journal = work_folder(target) / "journal.json"
     seen = set()
     while not target.exists():
         process = start(target)

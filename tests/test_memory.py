@@ -76,8 +76,8 @@ def test_first_the_pictures_go_to_disk_then_windows_shrink_then_it_is_refused(ne
     with pytest.raises(InputError, match=r"3000x2000 → 12000x8000 px .* (\d+) MB is the least") as refused:
         fit(wish, request, shrunk.peak_bytes - 1)
     least = int(str(refused.value).split(" MB is the least")[0].split()[-1])
-    assert least == -(-shrunk.peak_bytes // MB)
-    assert fit(wish, request, least * MB).most_px == 32
+    assert least == -(-int(1.02 * shrunk.peak_bytes) // MB)
+    assert fit(wish, request, least * MB).peak_bytes <= least * MB
 
 
 def test_windows_by_hand_do_not_shrink(need):
@@ -104,9 +104,10 @@ def test_without_a_disk_only_windows_shrink(need):
 
 def test_pictures_and_rows_by_hand():
     plan = plan_passes(10, 20, scale=8)  # to 40x80, then 80x160
-    assert pictures_bytes(10, 20, plan) == 12_800 * (12 + 3 + 4)
+    assert pictures_bytes(10, 20, plan) == 12_800 * (12 + 4 + 3 + 4) + 200 * 12
     wide = plan_passes(4000, 4000, scale=1)
-    assert pictures_bytes(4000, 4000, wide) == 2 * 16_000_000 * 12
+    assert pictures_bytes(4000, 4000, wide) == 16_000_000 * (12 + 23)
+    assert pictures_bytes(4000, 4000, wide, color="adain") == 3 * 16_000_000 * 12
     assert spooled_bytes(10, 20, plan, 6) == (200 + 12_800) * 6 + 3200 * 12
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +61,7 @@ class RawFile:
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: DTypeLike) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.row_bytes = shape[1] * shape[2] * self.dtype.itemsize
         path.touch()
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray:
@@ -115,21 +117,29 @@ class DiskStore:
     def __init__(self, folder: Path, key: dict[str, Any], rows_at_once: int = 64) -> None:
         self._folder, self._rows_at_once = folder, rows_at_once
         folder.mkdir(parents=True, exist_ok=True)
-        key = json.loads(json.dumps(key))  # as it comes back from the file
-        self._journal: dict[str, Any] = {"key": key, "rows": {}}
-        if (folder / JOURNAL_NAME).is_file():
-            found = json.loads((folder / JOURNAL_NAME).read_text(encoding="utf-8"))
-            if found["key"] == key:
-                self._journal = found
+        self._journal: dict[str, Any] = {"key": json.loads(json.dumps(key)), "rows": {}}
+        found = read_journal(folder)
+        if found is not None and found["key"] == self._journal["key"]:
+            self._journal = found
+            return
+        for file in folder.iterdir():  # of other pictures: not a row of theirs may be taken for ours
+            file.unlink()
+        self._write_journal()
 
-    def done(self, name: str) -> int:
-        """Return how many rows of a picture are there."""
-        return int(self._journal["rows"].get(name, 0))
+    def done(self, name: str, raw: RawFile) -> int:
+        """Return how many rows of a picture are there: as many as the journal counts and the file holds."""
+        rows = int(self._journal["rows"].get(name, 0))
+        return min(rows, raw.path.stat().st_size // raw.row_bytes)
+
+    def close(self) -> None:
+        """Remove the folder, the journal first: what a kill leaves of it vouches for nothing."""
+        (self._folder / JOURNAL_NAME).unlink()
+        shutil.rmtree(self._folder)
 
     def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:
         """Make a picture, or go on with it, in float32; see `Store.fill`."""
         raw = RawFile(self._folder / f"{name}.f32", (height, width, 3), np.float32)
-        self.write(name, raw, (rows[0].permute(1, 2, 0).numpy() for rows in self.rest(name, height, rows_from)))
+        self.write(name, raw, (rows[0].permute(1, 2, 0).numpy() for rows in self.rest(name, raw, rows_from)))
 
         def part(y0: int, y1: int, x0: int, x1: int) -> Tensor:
             # (h, w, 3) -> (1, 3, h, w); contiguous, as pictures in memory are: a sum's last bit depends on the layout
@@ -137,9 +147,9 @@ class DiskStore:
 
         return part
 
-    def rest(self, name: str, height: int, rows_from: RowsFrom) -> Iterator[Tensor]:
+    def rest(self, name: str, raw: RawFile, rows_from: RowsFrom) -> Iterator[Tensor]:
         """Yield the rows that are still to be made, at least `rows_at_once` together but for the last ones."""
-        done = self.done(name)
+        done, height = self.done(name, raw), raw.shape[0]
         waiting: list[Tensor] = []
         for rows in rows_from(done) if done < height else ():
             waiting.append(rows)
@@ -150,9 +160,22 @@ class DiskStore:
 
     def write(self, name: str, raw: RawFile, rows: Iterator[NDArray]) -> None:
         """Write rows below those that are there, (rows, W, C), and journal them."""
-        y = self.done(name)
+        y = self.done(name, raw)
         for values in rows:
             raw.write(y, values)
             y += len(values)
             self._journal["rows"][name] = y
-            write_text(self._folder / JOURNAL_NAME, json.dumps(self._journal))
+            self._write_journal()
+
+    def _write_journal(self) -> None:
+        write_text(self._folder / JOURNAL_NAME, json.dumps(self._journal))
+
+
+def read_journal(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder's journal says, or None where there is none, or a damaged one."""
+    try:
+        found = json.loads((folder / JOURNAL_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    well = isinstance(found, dict) and isinstance(found.get("key"), dict) and isinstance(found.get("rows"), dict)
+    return found if well else None

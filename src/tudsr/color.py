@@ -97,7 +97,7 @@ def wavelet_rows(
     done = top = max(0, start - HALO_PX)  # rows [top, done) of the low-passed difference, [y, done) of sr are at hand
     y = start
     raw = low = None
-    for strip in _strips(sr, strip_rows(width)):
+    for strip in strips(sr, strip_rows(width)):
         end = done + strip.shape[-2]
         across = _low_pass_x(strip - ref(done, end, 0, width))
         strip = strip[..., max(0, y - done) :, :]
@@ -182,8 +182,8 @@ def strip_rows(width: int) -> int:
     return max(2 * HALO_PX, _STRIP_PIXELS // width)
 
 
-def _strips(rows: Iterator[Tensor], most: int) -> Iterator[Tensor]:
-    """Cut what comes into strips of at most that many rows."""
+def strips(rows: Iterator[Tensor], most: int) -> Iterator[Tensor]:
+    """Cut pictures' rows, (B, C, rows, W), into strips of at most that many."""
     for band in rows:
         yield from band.split(most, dim=-2)
 

@@ -1,5 +1,8 @@
 """Enlarge a picture file in the memory that the user grants: in memory where it fits, else row by row from disk."""
 
+import contextlib
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -11,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
-from tudsr.canvas import DiskStore, RawFile
-from tudsr.checkpoint import sha256_file
+from tudsr.canvas import DiskStore, RawFile, RowsFrom, read_journal
+from tudsr.checkpoint import sha256_file, write_text
 from tudsr.errors import InputError
 from tudsr.image import Picture, pixels_of, read_picture, values_of, write_picture
 from tudsr.image_encode import check_size, file_format
-from tudsr.image_spool import Header, encode_spooled, read_header, spool_input
-from tudsr.memory import Fit, until_it_fits
+from tudsr.image_spool import Header, check_spooled, encode_spooled, read_header, spool_input
+from tudsr.memory import spooled_bytes, until_it_fits
 from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan
 from tudsr.request import Request
@@ -33,10 +36,10 @@ _MB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Enlarged:
-    """What became of a picture file; the pictures themselves where they were in memory."""
+    """What became of a picture file of `in_size` (width, height); the pictures where they were in memory."""
 
     plan: Plan
-    header: Header
+    in_size: tuple[int, int]
     before: Picture | None = None
     after: Picture | None = None
 
@@ -48,6 +51,7 @@ def upscale_file(
     request: Request,
     *,
     memory: int | None = None,
+    in_memory: bool = False,
     progress: Progress | None = None,
     say: Say = lambda line: None,
 ) -> Enlarged:
@@ -62,6 +66,7 @@ def upscale_file(
         target: the file to write; its suffix names the format.
         request: what is asked.
         memory: bytes that this process (on CUDA: its memory on the GPU) may take; None: most of what is free.
+        in_memory: whether the pictures are wanted in memory; where they do not fit, that is refused.
         progress: called with (windows done, windows in all).
         say: called with a sentence for whatever the user should know.
 
@@ -73,78 +78,110 @@ def upscale_file(
     size = header.height, header.width
     plan = model.plan(*size, request)
     check_size(target, plan.height, plan.width)
-    fit = model.fit(size, plan, request, memory, header.pixel_bytes)
+    folder = work_folder(target)
+    earlier = earlier_request(folder, request) if memory is None else None
+    fit = None if earlier else model.fit(size, plan, request, memory, header.pixel_bytes)
+    on_disk = earlier is not None or (fit is not None and fit.on_disk)
+    request = earlier or request.model_copy(update={"most_px": fit.most_px if fit else request.most_px})
     if fit is not None and fit.most_px is not None:
-        request = request.model_copy(update={"most_px": fit.most_px})
         say(f"{source}: windows of at most {fit.most_px} px, to keep to the memory; the result is a little different.")
 
     def run(request: Request) -> Enlarged:
-        if fit is not None and fit.on_disk:
-            _Spooled(model, source, target, header, plan, request, fit).run(progress, say)
-            return Enlarged(plan=plan, header=header)
+        if on_disk:
+            if in_memory:
+                raise InputError(f"{source}: the pictures do not fit into memory, so they cannot be laid side by side.")
+            return _Spooled(model, source, target, header, request).run(progress, say)
         before = read_picture(source)
         after = model.upscale_picture(before, request, progress)
         for note in (*before.info.notes, *write_picture(target, after)):
             say(f"{source}: {note}")
-        return Enlarged(plan=plan, header=header, before=before, after=after)
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have begun it on disk
+        found = model.plan(before.height, before.width, request)
+        return Enlarged(plan=found, in_size=(before.width, before.height), before=before, after=after)
 
     return until_it_fits(run, request, model.config.windows, lambda line: say(f"{source}: {line}"))
+
+
+def work_folder(target: Path) -> Path:
+    """Return where the work of a picture lies that is enlarged from disk: beside it, under a name of fixed length."""
+    name = hashlib.sha256(target.name.encode()).hexdigest()[:16]
+    return target.with_name(f".{name}{WORK_SUFFIX}")
+
+
+def earlier_request(folder: Path, request: Request) -> Request | None:
+    """Return what an earlier run on disk was asked, if that is this request, but for its windows' largest side."""
+    journal = read_journal(folder)
+    if journal is None:
+        return None
+    try:
+        found = Request(**journal["key"]["request"])
+    except (KeyError, TypeError, ValueError):  # of another version
+        return None
+    return found if found.model_copy(update={"most_px": request.most_px}) == request else None
 
 
 class _Spooled:
     """One picture on its way from disk to disk."""
 
-    def __init__(
-        self, model: TUDSR, source: Path, target: Path, header: Header, plan: Plan, request: Request, fit: Fit
-    ) -> None:
-        self._model, self._source, self._target, self._plan, self._request = model, source, target, plan, request
-        self._header, self._fit = header, fit
-        self._out = replace(header, bits=header.bits if file_format(target).wide else 8)
-        self._folder = target.with_name(f".{target.name}{WORK_SUFFIX}")
+    def __init__(self, model: TUDSR, source: Path, target: Path, header: Header, request: Request) -> None:
+        check_spooled(target)
+        self._model, self._source, self._target, self._request, self._header = model, source, target, request, header
+        self._folder = work_folder(target)
 
-    def run(self, progress: Progress | None, say: Say) -> None:
-        self._check_disk(say)
-        plan, header = self._plan, self._header
+    def run(self, progress: Progress | None, say: Say) -> Enlarged:
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self._folder.with_suffix(".lock"), self._target):
+                return self._run(progress, say)
+        except OSError as error:
+            raise InputError(f"{self._target}: cannot be made ({error.strerror or error}).") from error
+
+    def _run(self, progress: Progress | None, say: Say) -> Enlarged:
+        plan = self._model.plan(self._header.height, self._header.width, self._request)
         store = DiskStore(self._folder, self._key())
-        shape = header.height, header.width, header.channels
-        values = RawFile(self._folder / "input.raw", shape, _NUMBERS[header.bits])
-        if values.path.stat().st_size != header.height * header.width * header.pixel_bytes:
-            spool_input(self._source, header, values.path)
-        rows = self._model.run_passes(
-            _pixels(values), (header.height, header.width), plan, self._request, store, progress
+        self._check_disk(plan, say)
+        header = self._input()
+        values = RawFile(self._folder / "input.raw", header.shape, _NUMBERS[header.bits])
+        size = header.height, header.width
+        plan = self._model.plan(*size, self._request)
+        made = replace(
+            header, height=plan.height, width=plan.width, bits=header.bits if file_format(self._target).wide else 8
         )
-        out = RawFile(self._folder / "output.raw", (plan.height, plan.width, header.channels), _NUMBERS[self._out.bits])
-        store.write("output", out, self._numbers(store, values, rows))
-        lost = encode_spooled(self._target, out.path, self._out, (plan.height, plan.width))
-        shutil.rmtree(self._folder)
+        rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
+        out = RawFile(self._folder / "output.raw", made.shape, _NUMBERS[made.bits])
+        store.write("output", out, _numbers(store, out, values, rows))
+        lost = encode_spooled(self._target, out.path, made)
+        store.close()
         for note in (*header.notes, *lost):
             say(f"{self._source}: {note}")
+        return Enlarged(plan=plan, in_size=(header.width, header.height))
 
-    def _numbers(self, store: DiskStore, values: RawFile, rows: Any) -> Iterator[NDArray]:
-        """Yield the output's rows that are still to be made, (rows, W, C)."""
-        plan, header = self._plan, self._header
-        alpha = None
-        if header.channels in (2, 4):
-            alpha = upsampled(_alpha(values), (header.height, header.width), (plan.height, plan.width))
-        y = store.done("output")
-        for pixels in store.rest("output", plan.height, rows):
-            below = y + pixels.shape[-2]
-            seen = None if alpha is None else alpha(y, below, 0, plan.width)
-            yield values_of(pixels, seen, header.channels < 3, _NUMBERS[self._out.bits])
-            y = below
+    def _input(self) -> Header:
+        """Decode the input, once: `header.json`, written last, says that and what was found."""
+        said = self._folder / "header.json"
+        if not said.is_file():
+            header = spool_input(self._source, self._header, self._folder / "input.raw")
+            kept = {name: value for name, value in asdict(header).items() if name not in ("icc", "exif")}
+            write_text(said, json.dumps(kept))
+            for name in ("icc", "exif"):
+                (self._folder / name).write_bytes(getattr(header, name) or b"")
+            return header
+        found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
+        found |= {name: (self._folder / name).read_bytes() or None for name in ("icc", "exif")}
+        return Header(**found | {"notes": tuple(found["notes"])})
 
-    def _check_disk(self, say: Say) -> None:
-        have = sum(file.stat().st_size for file in self._folder.glob("*")) if self._folder.is_dir() else 0
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        encoded = self._plan.height * self._plan.width * self._out.pixel_bytes  # at most, nearly
-        needed = max(0, self._fit.disk_bytes + encoded - have)
+    def _check_disk(self, plan: Plan, say: Say) -> None:
+        header = self._header
+        needed = spooled_bytes(header.height, header.width, plan, header.pixel_bytes, self._request.color)
+        needed += plan.height * plan.width * header.pixel_bytes  # the encoded file, at most, nearly
+        have = sum(file.stat().st_size for file in self._folder.glob("*"))
         free = shutil.disk_usage(self._target.parent).free
-        if needed > free:
+        if needed > have + free:
             raise InputError(
                 f"{self._source}: {needed / _MB:.0f} MB of disk are needed beside {self._target}, and "
-                f"{free / _MB:.0f} MB are free."
+                f"{(have + free) / _MB:.0f} MB are free."
             )
-        more = "; going on with what an earlier run left" if have else ""
+        more = ", going on with what an earlier run left" if (self._folder / "header.json").is_file() else ""
         say(f"{self._source}: works on disk, in up to {needed / _MB:.0f} MB beside the output{more}.")
 
     def _key(self) -> dict[str, Any]:
@@ -153,15 +190,46 @@ class _Spooled:
         return {
             "version": __version__,
             "source": sha256_file(self._source),
+            "target": self._target.name,
             "request": self._request.model_dump(mode="json"),
-            "plan": asdict(self._plan),
             "model": self._model.config.sha256,
             "dtype": str(backbone.dtype),
             "device": backbone.device.type,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
-            "bits": self._out.bits,
         }
+
+
+def _numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> Iterator[NDArray]:
+    """Yield the output's rows that are still to be made, (rows, W, C)."""
+    height, width, channels = out.shape
+    alpha = None
+    if channels in (2, 4):
+        alpha = upsampled(_alpha(values), (values.shape[0], values.shape[1]), (height, width))
+    y = store.done("output", out)
+    for pixels in store.rest("output", out, rows):
+        below = y + pixels.shape[-2]
+        yield values_of(pixels, None if alpha is None else alpha(y, below, 0, width), channels < 3, out.dtype)
+        y = below
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, target: Path) -> Iterator[None]:
+    """Refuse a second run at the same output, while the first one works."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none; two runs at one output are then the user's own affair
+        yield
+        return
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{target}: another run is making it; wait for it or stop it.") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _pixels(values: RawFile) -> Region:

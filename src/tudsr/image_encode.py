@@ -107,7 +107,7 @@ def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
 
 def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]:
     notes = []
-    exif = _resized_exif(raster)
+    exif = resized_exif(raster.exif, raster.values.shape[:2])
     if not fmt.metadata and (exif or raster.icc):
         notes.append(f"{fmt.name} holds neither EXIF nor a colour profile: they were left out.")
         exif = None
@@ -120,17 +120,17 @@ def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]
     return exif, notes
 
 
-def _resized_exif(raster: Raster) -> bytes | None:
-    """Correct the sides that EXIF repeats."""
-    if raster.exif is None:
+def resized_exif(data: bytes | None, size: tuple[int, ...]) -> bytes | None:
+    """Correct the sides, (height, width), that EXIF repeats."""
+    if data is None:
         return None
     exif = Image.Exif()
-    exif.load(raster.exif)
+    exif.load(data)
     if ExifTags.IFD.Exif not in exif:
-        return raster.exif
+        return data
     details = exif.get_ifd(ExifTags.IFD.Exif)
     if _PIXEL_X in details or _PIXEL_Y in details:
-        details[_PIXEL_Y], details[_PIXEL_X] = raster.values.shape[:2]
+        details[_PIXEL_Y], details[_PIXEL_X] = size
     return exif.tobytes()
 
 
@@ -141,12 +141,12 @@ def _needs_own_writer(raster: Raster) -> bool:
 
 def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quality: int) -> None:
     if _needs_own_writer(raster):
-        write = _write_png16 if fmt.name == "PNG" else _write_tiff16
+        write = write_png if fmt.name == "PNG" else _write_tiff16
         write(part, raster.values, raster.icc, exif)
         return
-    image = Image.fromarray(raster.values[..., 0] if raster.values.shape[2] == 1 else raster.values)
+    image = _image(raster.values)
     if image.mode in ("LA", "RGBA") and not fmt.alpha:
-        image = _on_white(image)
+        image = _image(on_white(raster.values))
     options: dict[str, Any] = {}
     if fmt.metadata:
         options |= {name: value for name, value in (("exif", exif), ("icc_profile", raster.icc)) if value}
@@ -162,18 +162,35 @@ def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quali
     image.save(part, format=fmt.name, **options)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _image(values: NDArray) -> Image.Image:
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+
+
+def on_white(values: NDArray) -> NDArray:
+    """Lay a picture, (H, W, 2 or 4) uint8, on white: (H, W, 1 or 3); one without alpha comes back as it is."""
+    if values.shape[2] not in (2, 4):
+        return values
+    image = Image.fromarray(values)
     flat = Image.new(image.mode.rstrip("A"), image.size, "white")
     flat.paste(image.convert(flat.mode), mask=image.getchannel("A"))
-    return flat
+    laid = np.asarray(flat)
+    return laid[..., None] if laid.ndim == 2 else laid
 
 
-def _write_png16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | None) -> None:
-    """Write 16-bit PNG of any channel count. Source: PNG, third edition, 5.3 (chunks) and 9.2 (filter 1)."""
+def write_png(part: Path, values: Any, icc: bytes | None, exif: bytes | None) -> None:
+    """Write a PNG strip by strip. Source: PNG, third edition, 5.3 (chunks) and 9.2 (filter 1).
+
+    Args:
+        part: the file to write.
+        values: (H, W, C), uint8 or uint16: an array, or what has its shape and dtype and gives rows by slices.
+        icc: the ICC profile, or None.
+        exif: EXIF bytes, or None.
+    """
     height, width, channels = values.shape
+    depth = 8 * values.dtype.itemsize
     with part.open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
+        header = struct.pack(">IIBBBBB", width, height, depth, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
         file.write(_png_chunk(b"IHDR", header))
         if icc:
             file.write(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
@@ -191,8 +208,8 @@ def _write_png16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | N
 
 def _png_filtered(strip: NDArray) -> bytes:
     rows = strip.shape[0]
-    raw = strip.astype(">u2").reshape(rows, -1).view(np.uint8)  # (rows, W * C * 2)
-    step = 2 * strip.shape[2]
+    raw = strip.astype(strip.dtype.newbyteorder(">")).reshape(rows, -1).view(np.uint8)  # (rows, bytes)
+    step = strip.itemsize * strip.shape[2]
     filtered = np.empty((rows, raw.shape[1] + 1), np.uint8)
     filtered[:, 0] = 1
     filtered[:, 1 : 1 + step] = raw[:, :step]

@@ -1,19 +1,26 @@
-"""Pictures that are too large for memory: from a file to plain numbers on disk, and back, through libvips."""
+"""Pictures that are too large for memory: from a file to plain numbers on disk and back, a strip of rows at a time."""
 
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
-from tudsr.image_decode import READABLE, frame_notes, split_exif
-from tudsr.image_encode import file_format
+from tudsr.image_decode import READABLE, decode_file, frame_notes, split_exif
+from tudsr.image_encode import file_format, on_white, resized_exif, write_png
 from tudsr.image_raster import check_size, decoding
 
-_FORMATS = {1: "uchar", 2: "ushort"}
-_GREY, _COLOUR = ("b-w", "grey16"), ("srgb", "rgb16", "rgb")
+SPOOLED_FORMATS = ("PNG", "TIFF", "JPEG")
+_NUMBERS: dict[int, Any] = {8: np.uint8, 16: np.uint16}
+_STREAMED = ("JPEG", "PNG", "TIFF")  # what libvips reads from top to bottom, to the same numbers as Pillow does
+_MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}
+_STRIP_BYTES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +30,10 @@ class Header:
     Attributes:
         height: rows, upright.
         width: columns, upright.
-        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; a palette counts as what it unfolds to.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
         bits: of a channel, 8 or 16.
+        streams: whether it can be decoded without being in memory as a whole.
+        orientation: EXIF's, 1 where the rows lie in the file as they are seen.
         icc: the ICC profile, or None.
         exif: EXIF as bytes that begin with b"Exif\0\0", without orientation, or None.
         notes: one sentence for each thing of the source that is not taken over.
@@ -32,8 +41,10 @@ class Header:
 
     height: int
     width: int
-    channels: int
-    bits: int
+    channels: int = 3
+    bits: int = 8
+    streams: bool = False
+    orientation: int = 1
     icc: bytes | None = None
     exif: bytes | None = None
     notes: tuple[str, ...] = ()
@@ -43,123 +54,221 @@ class Header:
         """Bytes of a pixel as plain numbers."""
         return self.channels * self.bits // 8
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels."""
+        return self.height, self.width, self.channels
+
 
 def read_header(path: Path) -> Header:
-    """Read a picture file's header.
+    """Read a picture file's header; its size is exact, its kind what can be known without decoding.
 
     Raises:
         InputError: when the file is missing, not a picture, or claims more pixels than its size can hold.
     """
-    with decoding(str(path)), Image.open(path, formats=READABLE) as image:
-        check_size(image.width, image.height, path.stat().st_size)
-        notes = frame_notes(image)
-        orientation, exif = split_exif(image, notes)
-        turned = orientation >= 5
-        grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-        wide = ";16" in str(image.tile) or image.mode.startswith("I") or 16 in getattr(image, "tag_v2", {}).get(258, ())
+    with decoding(str(path)):
+        try:
+            with Image.open(path, formats=READABLE) as image:
+                check_size(image.width, image.height, path.stat().st_size)
+                return _header(image)
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".tif", ".tiff"):
+                raise
+        return _tifffile_header(path)
+
+
+def _header(image: Image.Image) -> Header:
+    notes, layout = frame_notes(image), str(getattr(image, "tile", ""))  # before anything that may decode
+    grey_alpha = "LA;16B" in layout
+    tags: Any = getattr(image, "tag_v2", {})
+    wide = ";16" in layout or image.mode.startswith("I") or 16 in tags.get(258, ())
+    # Pillow decodes a whole PNG to look for EXIF behind the pixels.
+    orientation, exif = split_exif(image, notes) if image.format != "PNG" or "exif" in image.info else (1, None)
+    turned = orientation >= 5 and image.format != "TIFF"  # of a TIFF, Pillow gives the sides as they are seen
+    known = image.mode in _MODES and "transparency" not in image.info and tags.get(284, 1) == 1 and not notes
+    return Header(
+        height=image.width if turned else image.height,
+        width=image.height if turned else image.width,
+        channels=2 if grey_alpha else _MODES.get(image.mode, 3) + image.has_transparency_data * (image.mode == "P"),
+        bits=16 if wide else 8,
+        streams=known and image.format in _STREAMED and not (image.format == "TIFF" and orientation != 1),
+        orientation=orientation,
+        icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),
+        exif=exif,
+        notes=tuple(notes),
+    )
+
+
+def _tifffile_header(path: Path) -> Header:
+    import tifffile  # only here: it is slow to import and seldom needed
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        check_size(page.imagewidth, page.imagelength, path.stat().st_size)
+        tag = page.tags.get(274)
+        turned = tag is not None and tag.value >= 5
+        height, width = page.imagelength, page.imagewidth
         return Header(
-            height=image.width if turned else image.height,
-            width=image.height if turned else image.width,
-            channels=(1 if grey else 3) + image.has_transparency_data,
-            bits=16 if wide else 8,
-            icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),
-            exif=exif,
-            notes=tuple(notes),
-        )
+            height=width if turned else height, width=height if turned else width,
+            channels=min(page.samplesperpixel, 4), bits=16 if page.bitspersample == 16 else 8,
+        )  # fmt: skip
 
 
-def spool_input(path: Path, header: Header, raw: Path) -> None:
+def spool_input(path: Path, header: Header, raw: Path) -> Header:
     """Decode a picture file, upright, to plain numbers in a file, row by row, channels together.
 
     Args:
         path: the picture.
-        header: what `read_header` said of it.
-        raw: the file to write or replace; height * width * channels numbers of `header.bits`.
+        header: what `read_header` said of it; where it does not stream, it is decoded in memory.
+        raw: the file to write or replace.
+
+    Returns:
+        What was found: height * width * channels numbers of `bits`.
 
     Raises:
-        InputError: when libvips is not installed, or the picture cannot be decoded to what its header says.
+        InputError: when the picture cannot be decoded, or libvips is needed and not installed.
     """
-    vips = _vips()
-    try:
-        image = vips.Image.new_from_file(str(path), access="sequential", fail_on="truncated").autorot()
-        if image.interpretation not in (*_GREY, *_COLOUR):
-            image = image.colourspace("srgb")
-        if image.format not in _FORMATS.values():
-            raise InputError(f"{path}: values of kind {image.format} came; 8 or 16 bits are accepted.")
-        came = (image.height, image.width, image.bands, 16 if image.format == "ushort" else 8)
-        said = (header.height, header.width, header.channels, header.bits)
-        if came != said:
-            raise InputError(f"{path}: decodes to {came} (rows, columns, channels, bits), not to {said} as it says.")
+    if header.streams:
         with atomic_path(raw) as part:
-            image.rawsave(str(part))
+            if _streamed(path, header, part):
+                return header
+    raster = decode_file(path)
+    with atomic_path(raw) as part:
+        raster.values.tofile(part)
+    height, width, channels = raster.values.shape
+    return replace(
+        header, height=height, width=width, channels=channels, bits=8 * raster.values.itemsize,
+        icc=raster.icc, exif=raster.exif, notes=raster.notes,
+    )  # fmt: skip
+
+
+def _streamed(path: Path, header: Header, raw: Path) -> bool:
+    """Decode by libvips; False when what it finds is not what the header says."""
+    vips = libvips()
+    try:
+        # Turned rows are not read from top to bottom: libvips then decodes to a file of its own first.
+        access = "sequential" if header.orientation == 1 else "random"
+        image = vips.Image.new_from_file(str(path), access=access, fail_on="truncated").autorot()
+        bits = {"uchar": 8, "ushort": 16}.get(image.format)
+        if (image.height, image.width, image.bands, bits) != (*header.shape, header.bits):
+            return False
+        image.rawsave(str(raw))
+        return True
     except vips.Error as error:
-        raise InputError(f"{path}: damaged or cut short ({_words(error)}).") from error
+        raise InputError(f"{path}: cannot be decoded ({' '.join(str(error).split())}).") from error
 
 
-def encode_spooled(path: Path, raw: Path, header: Header, size: tuple[int, int], quality: int = 95) -> tuple[str, ...]:
+def check_spooled(path: Path) -> None:
+    """Refuse a format that is not written a strip at a time.
+
+    Raises:
+        InputError: naming those that are, or when libvips is needed and not installed.
+    """
+    name = file_format(path).name
+    if name not in SPOOLED_FORMATS:
+        known = ", ".join(SPOOLED_FORMATS)
+        raise InputError(f"{path}: a picture that does not fit into memory is written as {known}, not as {name}.")
+    if name == "JPEG":
+        libvips()
+
+
+class RawRows:
+    """Plain numbers on disk that slice like an array of rows, (H, W, C), a strip at a time."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any) -> None:
+        self._path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+
+    def __getitem__(self, rows: slice) -> NDArray:
+        height, width, channels = self.shape
+        start, stop, _ = rows.indices(height)
+        row = width * channels
+        count, offset = (stop - start) * row, start * row * self.dtype.itemsize
+        return np.fromfile(self._path, self.dtype, count, offset=offset).reshape(-1, width, channels)
+
+    def strips(self) -> Iterator[NDArray]:
+        """Yield strips of `strip_rows` rows."""
+        for y in range(0, self.shape[0], self.strip_rows):
+            yield self[y : y + self.strip_rows]
+
+    @property
+    def strip_rows(self) -> int:
+        """Rows of some megabytes."""
+        return max(1, _STRIP_BYTES // (self.shape[1] * self.shape[2] * self.dtype.itemsize))
+
+
+def encode_spooled(path: Path, raw: Path, header: Header, quality: int = 95) -> tuple[str, ...]:
     """Write a picture file from plain numbers on disk, in one pass from top to bottom; whole or not at all.
 
     Args:
-        path: its suffix names the format.
+        path: its suffix names the format, one of SPOOLED_FORMATS.
         raw: the numbers, as `spool_input` writes them.
-        header: channels, bits, profile and EXIF of the picture.
-        size: its height and width.
-        quality: of JPEG and WebP, 1 to 100.
+        header: size, channels, bits, profile and EXIF of the picture to write.
+        quality: of JPEG, 1 to 100.
 
     Returns:
         One sentence for each thing that the format could not hold.
 
     Raises:
-        InputError: when libvips is not installed, does not write the format, or the file cannot be written.
+        InputError: when the format is another one, or the file cannot be written.
     """
-    vips, fmt = _vips(), file_format(path)
-    if fmt.name == "BMP":
-        raise InputError(f"{path}: a picture larger than memory is written as PNG, TIFF, JPEG or WebP, not as BMP.")
-    kind = (
-        ("grey16" if header.bits == 16 else "b-w")
-        if header.channels < 3
-        else ("rgb16" if header.bits == 16 else "srgb")
-    )
-    notes = []
-    try:
-        image = vips.Image.rawload(
-            str(raw), size[1], size[0], header.channels, format=_FORMATS[header.bits // 8], interpretation=kind,
-            access="sequential",
-        )  # fmt: skip
-        if header.channels in (2, 4) and not fmt.alpha:
-            image = image.flatten(background=255)
-            notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
-        for name, data in (("icc-profile-data", header.icc), ("exif-data", header.exif)):
-            if data:
-                image.set_type(vips.GValue.blob_type, name, data)
-        with atomic_path(path) as part:
-            image.write_to_file(str(part), **_options(fmt.name, quality))
-    except vips.Error as error:
-        raise InputError(f"{path}: cannot be written ({_words(error)}).") from error
+    check_spooled(path)
+    fmt, rows = file_format(path), RawRows(raw, header.shape, _NUMBERS[header.bits])
+    exif, notes = resized_exif(header.exif, header.shape[:2]), []
+    if header.channels in (2, 4) and not fmt.alpha:
+        notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
+    if exif and fmt.name == "TIFF":
+        notes.append("EXIF was left out of the TIFF.")
+    with atomic_path(path) as part:
+        if fmt.name == "PNG":
+            write_png(part, rows, header.icc, exif)
+        elif fmt.name == "TIFF":
+            _write_tiff(part, rows, header.icc)
+        else:
+            _write_jpeg(part, rows, header.icc, exif, quality)
     return tuple(notes)
 
 
-def _options(name: str, quality: int) -> dict[str, Any]:
-    known: dict[str, dict[str, Any]] = {
-        "PNG": {"compression": 3},
-        "JPEG": {"Q": quality, "subsample_mode": "off"},
-        "WEBP": {"Q": quality},
-        "TIFF": {"bigtiff": True, "compression": "deflate", "predictor": "horizontal"},
-    }
-    return known[name]
+def _write_tiff(part: Path, rows: RawRows, icc: bytes | None, level: int | None = 6, flat: bool = False) -> None:  # noqa: FBT001, FBT002
+    import tifffile  # only here: it is slow to import and seldom needed
+
+    height, width, channels = rows.shape
+    colours = channels - (flat and channels in (2, 4))
+    strips = (on_white(strip) if flat else strip for strip in rows.strips())
+    data = (strip.tobytes() if level is None else zlib.compress(strip.tobytes(), level) for strip in strips)
+    tifffile.imwrite(
+        part, data, shape=(height, width, colours), dtype=rows.dtype, rowsperstrip=rows.strip_rows, bigtiff=True,
+        photometric="rgb" if channels > 2 else "minisblack", planarconfig="contig",
+        extrasamples=["unassalpha"] if colours in (2, 4) else None, iccprofile=icc,
+        compression=None if level is None else "adobe_deflate", metadata=None, software=False,
+    )  # fmt: skip
 
 
-def _vips() -> Any:
+def _write_jpeg(part: Path, rows: RawRows, icc: bytes | None, exif: bytes | None, quality: int) -> None:
+    """Write by libvips, from a TIFF on disk: it would map plain numbers, which counts as memory."""
+    vips = libvips()
+    with atomic_path(part.with_name(f"{part.stem}-flat.tif")) as flat:
+        _write_tiff(flat, rows, icc, level=None, flat=True)
+        try:
+            image = vips.Image.new_from_file(str(flat), access="sequential").copy()
+            if exif:
+                image.set_type(vips.GValue.blob_type, "exif-data", exif)
+            image.write_to_file(str(part), Q=quality, subsample_mode="off")
+        except vips.Error as error:
+            raise InputError(f"{part}: cannot be written ({' '.join(str(error).split())}).") from error
+
+
+def libvips() -> Any:
+    """Import pyvips.
+
+    Raises:
+        InputError: when it, or libvips, is not installed, naming the extra.
+    """
     try:
         import pyvips
     except (ImportError, OSError) as error:
         raise InputError(
-            "This picture is larger than the memory it may take; the extra [huge] (libvips) enlarges it from disk: "
+            "This picture does not fit into the memory it may take; the extra [huge] (libvips) enlarges it from disk: "
             "pip install 'tudsr[huge]'."
         ) from error
     pyvips.cache_set_max(0)  # nothing is read twice
     return pyvips
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from tudsr.color import HALO_PX, strip_rows
+from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
 from tudsr.config import WindowRange
 from tudsr.cost import BYTES_PER_PIXEL, PassCost, pass_costs, weights_bytes, window_bytes
 from tudsr.errors import InputError
@@ -31,7 +31,9 @@ _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
 _LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
+_ALPHA = 4  # bytes a pixel: transparency, which few pictures have
 _STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
+_MARGIN = 1.02  # the next process may hold a little more to begin with
 _SLACK = 96 * 10**6  # threads' own heaps, libvips, and what the C library keeps of freed memory
 
 
@@ -152,36 +154,45 @@ def resident_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
-def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3) -> int:
+def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, color: str = "wavelet") -> int:
     """Return the most bytes of whole pictures that are in memory at once when all of them are.
 
-    In each pass: the input picture, the pass's own input where that is another one, and its output; at the end the
-    output once more as integers, and the encoder's copy of these.
+    In each pass: the input picture, the pass's own input where that is another one, its output, and that without a
+    colour fix that needs the whole picture's statistics; at the end, beside the input, the output and its transparency,
+    once more as integers, and the encoder's copy of these.
 
     Args:
         height: rows of the input.
         width: columns of the input.
         plan: its passes.
         pixel_bytes: of a pixel in the output file.
+        color: a key of color.COLOR_FIXES.
     """
+    copies = 2 if COLOR_FIXES[color].statistics else 1
     most = before = 0
     for step in plan.passes:
         made = step.height * step.width
-        most = max(most, (height * width + before + made) * BYTES_PER_PIXEL)
+        most = max(most, (height * width + before + copies * made) * BYTES_PER_PIXEL)
         before = made
-    return max(most, before * (BYTES_PER_PIXEL + pixel_bytes + _ENCODER_COPY))
+    last = BYTES_PER_PIXEL + _ALPHA + pixel_bytes + _ENCODER_COPY
+    return max(most, height * width * BYTES_PER_PIXEL + before * last)
 
 
-def spooled_bytes(height: int, width: int, plan: Plan, pixel_bytes: int) -> int:
-    """Return what the pictures take on disk: the input, those between the passes, and the output, not encoded."""
-    between = sum(step.height * step.width for step in plan.passes[:-1])
+def spooled_bytes(height: int, width: int, plan: Plan, pixel_bytes: int, color: str = "wavelet") -> int:
+    """Return what the pictures take on disk: the input, those between the passes, and the output, not encoded.
+
+    A colour fix that needs the whole picture's statistics keeps each pass's unfixed picture too.
+    """
+    unfixed = len(plan.passes) if COLOR_FIXES[color].statistics else 0
+    kept = [*plan.passes[:-1], *plan.passes[:unfixed]]
+    between = sum(step.height * step.width for step in kept)
     return (height * width + plan.height * plan.width) * pixel_bytes + between * BYTES_PER_PIXEL
 
 
 def rows_bytes(grid: WindowGrid) -> int:
     """Return the memory of the rows in work: a row of windows as it is blended, and strips of it."""
     overlap = max((a + grid.window_h - b for a, b in zip(grid.ys, grid.ys[1:], strict=False)), default=0)
-    band = min(grid.height, grid.window_h + overlap)
+    band = min(grid.height, grid.window_h + 2 * overlap)
     strip = min(grid.height, strip_rows(grid.width) + 2 * HALO_PX)
     return (band + _STRIPS * strip) * grid.width * BYTES_PER_PIXEL
 
@@ -197,6 +208,7 @@ class Need:
         base: bytes that are taken anyway: libraries and weights.
         batch: windows that run together.
         pixel_bytes: of a pixel in the files.
+        color: the colour fix.
     """
 
     shapes: Model
@@ -205,6 +217,7 @@ class Need:
     base: int
     batch: int = 1
     pixel_bytes: int = 3
+    color: str = "wavelet"
 
 
 def fit(
@@ -233,11 +246,12 @@ def fit(
             return choice
         if least is None or choice.peak_bytes < least.peak_bytes:
             least = choice
-    assert least is not None, "there is always a choice"
     (height, width), plan = need.size, need.plan
+    if least is None:
+        raise InputError(f"{width}x{height} → {plan.width}x{plan.height} px: the pictures do not fit beside the GPU.")
     raise InputError(
         f"{width}x{height} → {plan.width}x{plan.height} px does not fit into {budget / 1e6:.0f} MB of memory; "
-        f"{math.ceil(least.peak_bytes / 1e6)} MB is the least it can be done in."
+        f"{math.ceil(_MARGIN * least.peak_bytes / 1e6)} MB is the least it can be done in."
     )
 
 
@@ -264,12 +278,16 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, *, on_di
         "windows": need.batch * max(window_bytes(one.window) for one in passes),
     }
     if not on_gpu:
-        parts["pictures"] = 0 if on_disk else pictures_bytes(*need.size, need.plan, need.pixel_bytes)
+        parts["pictures"] = 0 if on_disk else _pictures(need)
         parts["rows"] = max(rows_bytes(one.grid) for one in passes)
         parts["slack"] = _SLACK
-    disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes) if on_disk else 0
+    disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if on_disk else 0
     return Fit(on_disk=on_disk, most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 
 
 def _host_bytes(need: Need, passes: tuple[PassCost, ...]) -> int:
-    return pictures_bytes(*need.size, need.plan, need.pixel_bytes) + max(rows_bytes(one.grid) for one in passes)
+    return _pictures(need) + max(rows_bytes(one.grid) for one in passes)
+
+
+def _pictures(need: Need) -> int:
+    return pictures_bytes(*need.size, need.plan, need.pixel_bytes, need.color)

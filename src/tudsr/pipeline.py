@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tudsr.canvas import MemoryStore, RowsFrom, Store
-from tudsr.color import color_fix
+from tudsr.color import color_fix, strip_rows, strips
 from tudsr.config import ModelConfig
 from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
@@ -164,7 +164,7 @@ class TUDSR:
                 if request.vae == "whole":
                     yield restored(stage, lq_up(0, height, 0, width), grid, request.batch, progress)[..., start:, :]
                     return
-                yield from blended_rows(stage, lq_up, grid, request.batch, progress, start)
+                yield from strips(blended_rows(stage, lq_up, grid, request.batch, progress, start), strip_rows(width))
 
         def finished(start: int) -> Iterator[Tensor]:
             rows, statistics = blended, None
@@ -227,12 +227,15 @@ class TUDSR:
         device = self.model.backbone.device
         on_gpu = device.type == "cuda"
         free = free_bytes(torch.device("cpu"))
-        if memory is None and 2 * pictures_bytes(*size, plan, pixel_bytes) < free:
+        if memory is None and 2 * pictures_bytes(*size, plan, pixel_bytes, request.color) < free:
             return None
-        base = torch.cuda.memory_allocated(device) if on_gpu else resident_bytes()
+        base = torch.cuda.memory_reserved(device) if on_gpu else resident_bytes()
         if memory is None:
             memory = base + free_bytes(device)
-        need = Need(shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch, pixel_bytes=pixel_bytes)
+        need = Need(
+            shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch, pixel_bytes=pixel_bytes,
+            color=request.color,
+        )  # fmt: skip
         return fit(need, request, memory, host=free if on_gpu else None, spool=spool)
 
     @cached_property

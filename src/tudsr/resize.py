@@ -14,6 +14,7 @@ Region = Callable[[int, int, int, int], Tensor]
 
 _A = -0.75
 _BLOCK_PX = 256  # outputs of one matrix product: the matrix is a band, and larger ones hold more zeros
+_BLOCK_ROWS = 64
 _STRIP_PIXELS = 2**20
 
 
@@ -55,7 +56,7 @@ def upsample(x: Tensor, height: int, width: int) -> Tensor:
         A new tensor (B, C, height, width) of x's dtype.
     """
     part = upsampled(part_of(x), (x.shape[-2], x.shape[-1]), (height, width))
-    step = max(1, _STRIP_PIXELS // width)
+    step = max(_BLOCK_ROWS, _STRIP_PIXELS // width // _BLOCK_ROWS * _BLOCK_ROWS)
     return torch.cat([part(y, min(height, y + step), 0, width) for y in range(0, height, step)], dim=-2)
 
 
@@ -76,24 +77,40 @@ def upsampled(source: Region, before: tuple[int, int], after: tuple[int, int]) -
         after: height and width of the whole result.
 
     Returns:
-        A function that reads as much of `source` as a part needs, two pixels around it included.
+        A function that reads as much of `source` as a part needs: two pixels around it, and whole blocks of rows.
     """
 
     def part(y0: int, y1: int, x0: int, x1: int) -> Tensor:
-        top, rows = _bicubic_matrix(before[0], after[0], y0, y1)
+        first = y0 // _BLOCK_ROWS * _BLOCK_ROWS
+        end = min(after[0], -(-y1 // _BLOCK_ROWS) * _BLOCK_ROWS)
+        top, bottom = _needed(before[0], after[0], first, end)
         left, right = _needed(before[1], after[1], x0, x1)
-        x = source(top, top + rows.shape[1], left, right)
+        x = source(top, bottom, left, right)
         work = x if x.dtype == torch.float64 else x.float()
-        with torch.autocast(x.device.type, enabled=False):
-            tall = rows.to(work) @ work  # (B, C, y1 - y0, w)
-            blocks = []
-            for start in range(x0, x1, _BLOCK_PX):
-                first, matrix = _bicubic_matrix(before[1], after[1], start, min(x1, start + _BLOCK_PX))
-                seen = tall[..., first - left : first - left + matrix.shape[1]]
-                blocks.append(seen @ matrix.to(work).mT)
-            return torch.cat(blocks, dim=-1).to(x.dtype)  # (B, C, y1 - y0, x1 - x0)
+        columns = [
+            _bicubic_matrix(before[1], after[1], start, min(x1, start + _BLOCK_PX))
+            for start in range(x0, x1, _BLOCK_PX)
+        ]
+        strips = []
+        # Whole blocks of rows at fixed places, so that a row's last bits do not depend on which others were asked for.
+        for y in range(first, end, _BLOCK_ROWS):
+            strip = _block(work, (y, min(end, y + _BLOCK_ROWS)), before[0], after[0], top, left, columns)
+            strips.append(strip[..., max(0, y0 - y) : y1 - y, :].to(x.dtype))
+        return torch.cat(strips, dim=-2)  # (B, C, y1 - y0, x1 - x0)
 
     return part
+
+
+def _block(
+    x: Tensor, rows: tuple[int, int], before: int, after: int, top: int, left: int, columns: list[tuple[int, Tensor]]
+) -> Tensor:
+    """Return some rows of the result, (B, C, rows, columns), of a part of the source that begins at (top, left)."""
+    first, matrix = _bicubic_matrix(before, after, *rows)
+    with torch.autocast(x.device.type, enabled=False):
+        tall = matrix.to(x) @ x[..., first - top : first - top + matrix.shape[1], :]  # (B, C, rows, w)
+        return torch.cat(
+            [tall[..., at - left : at - left + each.shape[1]] @ each.to(x).mT for at, each in columns], dim=-1
+        )
 
 
 def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:

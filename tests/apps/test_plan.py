@@ -53,7 +53,7 @@ def test_json_says_all(call, model_folder):
     assert (found["rate"], found["seconds"]) == (0.5, pytest.approx(found["tflop"] / 0.5))
     assert set(found["memory_mb"]) == {"base", "merged weights", "pictures", "rows", "windows", "slack"}
     assert found["peak_mb"] == pytest.approx(sum(found["memory_mb"].values()), abs=0.5)
-    assert found["memory_mb"]["pictures"] == pytest.approx(19200 * (12 + 3 + 4) / 1e6, abs=0.06)
+    assert found["memory_mb"]["pictures"] == pytest.approx((1200 * 12 + 19200 * (12 + 4 + 3 + 4)) / 1e6, abs=0.06)
     assert (found["on_disk"], found["disk_mb"], found["most_px"]) == (False, 0, None)
 
 

@@ -111,19 +111,20 @@ def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Li
         job.target,
         request,
         memory=None if run.memory is None else parse_memory(run.memory),
+        in_memory=run.compare is not None,
         progress=lambda done, total: reporter.windows(job, done, total),
         say=reporter.note,
     )
     seconds = time.perf_counter() - begun
     if run.compare is not None:
-        if done.before is None or done.after is None:
-            raise InputError(f"--compare {run.compare}: the pictures did not fit into memory; there is no comparison.")
+        assert done.before is not None, "asked for in memory"
+        assert done.after is not None, "asked for in memory"
         write_comparison(run.compare, done.before, done.after, model.config.name)
-    plan, header = done.plan, done.header
+    plan = done.plan
     return Result(
         input=str(job.source),
         output=str(job.target),
-        in_size=(header.width, header.height),
+        in_size=done.in_size,
         out_size=(plan.width, plan.height),
         seconds=round(seconds, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
