@@ -25,8 +25,12 @@ def tiny() -> TUDSR:
 
 @pytest.fixture(scope="module", params=["budgie", "spices"])
 def pair(request) -> tuple[Tensor, Tensor]:
+    return degraded(request.param)
+
+
+def degraded(name: str) -> tuple[Tensor, Tensor]:
     """Return (lq, gt) at ×4, both (1, 3, h, w) in [-1, 1]."""
-    pixels = np.array(Image.open(PHOTOS / f"{request.param}.webp").convert("RGB"))[:SIDE_PX, :SIDE_PX]
+    pixels = np.array(Image.open(PHOTOS / f"{name}.webp").convert("RGB"))[:SIDE_PX, :SIDE_PX]
     gt = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
     height, width = (side // 4 for side in gt.shape[1:])
     gt = gt[:, : 4 * height, : 4 * width]
@@ -54,12 +58,15 @@ def test_fidelity_trades_sharpness_for_psnr(tiny, pair, options):
     assert sharp == sorted(sharp, reverse=True), sharp
 
 
-def test_edges_are_steeper_than_bicubic_ones_at_no_more_error(tiny, pair):
-    lq, gt = pair
-    bicubic = upsample(lq, *gt.shape[-2:])
-    sr = enlarged(tiny, lq)
-    assert (sr - gt).abs().mean() < 1.1 * (bicubic - gt).abs().mean()
-    slopes = gt.diff(dim=-1).abs().mean(1, keepdim=True)
-    edges = slopes > slopes.quantile(0.98)
-    steepness = [x.diff(dim=-1).abs().mean(1, keepdim=True)[edges].mean() for x in (sr, bicubic)]
-    assert steepness[0] > 1.05 * steepness[1]
+def test_edges_are_steeper_than_bicubic_ones_at_no_more_error(tiny):
+    """Over several photos: on the strongly degraded budgie alone, what bicubic keeps of the noise is as steep."""
+    steepness, error = np.zeros(2), np.zeros(2)
+    for name in ("budgie", "spices", "otters", "lake", "colosseum"):
+        lq, gt = degraded(name)
+        slopes = gt.diff(dim=-1).abs().mean(1, keepdim=True)
+        edges = slopes > slopes.quantile(0.98)
+        for i, x in enumerate((enlarged(tiny, lq), upsample(lq, *gt.shape[-2:]))):
+            steepness[i] += float(x.diff(dim=-1).abs().mean(1, keepdim=True)[edges].mean())
+            error[i] += float((x - gt).abs().mean())
+    assert error[0] < 1.1 * error[1]
+    assert steepness[0] > 1.3 * steepness[1]
