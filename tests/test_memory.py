@@ -6,13 +6,13 @@ import torch
 from tudsr.config import WindowRange
 from tudsr.cost import meta_model
 from tudsr.errors import InputError
+from tudsr.machine import resident_bytes
 from tudsr.memory import (
     Need,
     fit,
     free_bytes,
     parse_memory,
     pictures_bytes,
-    resident_bytes,
     rows_bytes,
     spooled_bytes,
     until_it_fits,

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
-from tudsr.canvas import DiskStore, RawFile, RowsFrom, read_journal
+from tudsr.canvas import DiskStore, RowsFrom, read_journal
 from tudsr.checkpoint import sha256_file, write_text
 from tudsr.errors import InputError
 from tudsr.image import Picture, pixels_of, read_picture, values_of, write_picture
 from tudsr.image_encode import check_size, file_format
+from tudsr.image_raw import RawFile
 from tudsr.image_spool import Header, check_spooled, encode_spooled, read_header, spool_input
 from tudsr.memory import spooled_bytes, until_it_fits
 from tudsr.pipeline import TUDSR
@@ -30,7 +30,6 @@ from tudsr.tiling import Progress
 Say = Callable[[str], None]
 
 WORK_SUFFIX = ".tudsr-work"
-_NUMBERS = {8: np.uint8, 16: np.uint16}
 _MB = 1e6
 
 
@@ -141,16 +140,16 @@ class _Spooled:
         store = DiskStore(self._folder, self._key())
         self._check_disk(plan, say)
         header = self._input()
-        values = RawFile(self._folder / "input.raw", header.shape, _NUMBERS[header.bits])
+        values = RawFile(self._folder / "input.raw", header.shape, header.dtype)
         size = header.height, header.width
         plan = self._model.plan(*size, self._request)
         made = replace(
             header, height=plan.height, width=plan.width, bits=header.bits if file_format(self._target).wide else 8
         )
         rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
-        out = RawFile(self._folder / "output.raw", made.shape, _NUMBERS[made.bits])
+        out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
         store.write("output", out, _numbers(store, out, values, rows))
-        lost = encode_spooled(self._target, out.path, made)
+        lost = encode_spooled(self._target, out, made)
         store.close()
         for note in (*header.notes, *lost):
             say(f"{self._source}: {note}")

@@ -1,13 +1,12 @@
 """Pictures that are too large for memory: from a file to plain numbers on disk and back, a strip of rows at a time."""
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 from PIL import Image, UnidentifiedImageError
 
 from tudsr.checkpoint import atomic_path
@@ -15,12 +14,11 @@ from tudsr.errors import InputError
 from tudsr.image_decode import READABLE, decode_file, frame_notes, split_exif
 from tudsr.image_encode import file_format, on_white, resized_exif, write_png
 from tudsr.image_raster import check_size, decoding
+from tudsr.image_raw import RawFile
 
 SPOOLED_FORMATS = ("PNG", "TIFF", "JPEG")
-_NUMBERS: dict[int, Any] = {8: np.uint8, 16: np.uint16}
 _STREAMED = ("JPEG", "PNG", "TIFF")  # what libvips reads from top to bottom, to the same numbers as Pillow does
 _MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}
-_STRIP_BYTES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +56,11 @@ class Header:
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and channels."""
         return self.height, self.width, self.channels
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of the plain numbers."""
+        return np.uint16 if self.bits == 16 else np.uint8
 
 
 def read_header(path: Path) -> Header:
@@ -172,36 +175,12 @@ def check_spooled(path: Path) -> None:
         libvips()
 
 
-class RawRows:
-    """Plain numbers on disk that slice like an array of rows, (H, W, C), a strip at a time."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any) -> None:
-        self._path, self.shape, self.dtype = path, shape, np.dtype(dtype)
-
-    def __getitem__(self, rows: slice) -> NDArray:
-        height, width, channels = self.shape
-        start, stop, _ = rows.indices(height)
-        row = width * channels
-        count, offset = (stop - start) * row, start * row * self.dtype.itemsize
-        return np.fromfile(self._path, self.dtype, count, offset=offset).reshape(-1, width, channels)
-
-    def strips(self) -> Iterator[NDArray]:
-        """Yield strips of `strip_rows` rows."""
-        for y in range(0, self.shape[0], self.strip_rows):
-            yield self[y : y + self.strip_rows]
-
-    @property
-    def strip_rows(self) -> int:
-        """Rows of some megabytes."""
-        return max(1, _STRIP_BYTES // (self.shape[1] * self.shape[2] * self.dtype.itemsize))
-
-
-def encode_spooled(path: Path, raw: Path, header: Header, quality: int = 95) -> tuple[str, ...]:
+def encode_spooled(path: Path, raw: RawFile, header: Header, quality: int = 95) -> tuple[str, ...]:
     """Write a picture file from plain numbers on disk, in one pass from top to bottom; whole or not at all.
 
     Args:
         path: its suffix names the format, one of SPOOLED_FORMATS.
-        raw: the numbers, as `spool_input` writes them.
+        raw: the numbers, of the header's shape and dtype.
         header: size, channels, bits, profile and EXIF of the picture to write.
         quality: of JPEG, 1 to 100.
 
@@ -212,7 +191,7 @@ def encode_spooled(path: Path, raw: Path, header: Header, quality: int = 95) -> 
         InputError: when the format is another one, or the file cannot be written.
     """
     check_spooled(path)
-    fmt, rows = file_format(path), RawRows(raw, header.shape, _NUMBERS[header.bits])
+    fmt, rows = file_format(path), raw
     exif, notes = resized_exif(header.exif, header.shape[:2]), []
     if header.channels in (2, 4) and not fmt.alpha:
         notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
@@ -228,7 +207,7 @@ def encode_spooled(path: Path, raw: Path, header: Header, quality: int = 95) -> 
     return tuple(notes)
 
 
-def _write_tiff(part: Path, rows: RawRows, icc: bytes | None, level: int | None = 6, flat: bool = False) -> None:  # noqa: FBT001, FBT002
+def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None = 6, flat: bool = False) -> None:  # noqa: FBT001, FBT002
     import tifffile  # only here: it is slow to import and seldom needed
 
     height, width, channels = rows.shape
@@ -243,7 +222,7 @@ def _write_tiff(part: Path, rows: RawRows, icc: bytes | None, level: int | None 
     )  # fmt: skip
 
 
-def _write_jpeg(part: Path, rows: RawRows, icc: bytes | None, exif: bytes | None, quality: int) -> None:
+def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None, quality: int) -> None:
     """Write by libvips, from a TIFF on disk: it would map plain numbers, which counts as memory."""
     vips = libvips()
     with atomic_path(part.with_name(f"{part.stem}-flat.tif")) as flat:

@@ -13,6 +13,7 @@ import torch
 from tudsr.device import pick_dtype
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
 _MATMUL_SIDE = {"cuda": 8192}
 _MATMUL_SIDE_ELSEWHERE = 2048
 _MATMUL_RUNS, _MATMUL_SECONDS = 9, 1.0
@@ -36,6 +37,24 @@ def cpu_name() -> str:
     """Return what the system calls its processor; empty where it does not say."""
     lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def status_bytes(field: str) -> int | None:
+    """Return a field of this process's status in bytes, such as VmRSS or VmHWM; None where the system keeps none."""
+    if not _STATUS.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
+    return int(fields[field].split()[0]) * 1024
+
+
+def resident_bytes() -> int:
+    """Return this process's resident memory now."""
+    found = status_bytes("VmRSS")
+    if found is not None:
+        return found
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def commit(package: Path = Path(__file__).parent) -> str:

@@ -5,7 +5,6 @@ model's smallest, which is the only choice that changes the result.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ T = TypeVar("T")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
-_STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
 _LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
@@ -138,20 +136,14 @@ def _halved(request: Request, own: WindowRange) -> Request | None:
     if request.batch > 1:
         return request.model_copy(update={"batch": request.batch // 2})
     windows = request.windows(own)
-    most_px = windows.max_px // 2 // windows.stride_px * windows.stride_px
-    if most_px < max(windows.min_px, 2 * windows.overlap_px):
-        return None
-    return request.model_copy(update={"most_px": most_px})
+    most_px = _half_side(windows.max_px, windows)
+    return None if most_px is None else request.model_copy(update={"most_px": most_px})
 
 
-def resident_bytes() -> int:
-    """Return this process's resident memory now."""
-    if _STATUS.is_file():
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
-        return int(fields["VmRSS"].split()[0]) * 1024
-    import psutil
-
-    return int(psutil.Process(os.getpid()).memory_info().rss)
+def _half_side(side_px: int, windows: WindowRange) -> int | None:
+    """Return half of a window's side, or None below the smallest."""
+    half = side_px // 2 // windows.stride_px * windows.stride_px
+    return None if half < max(windows.min_px, 2 * windows.overlap_px) else half
 
 
 def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, color: str = "wavelet") -> int:
@@ -255,6 +247,13 @@ def fit(
     )
 
 
+def fit_here(need: Need, request: Request, memory: int | None, device: torch.device, *, spool: bool = True) -> Fit:
+    """Fit an enlargement into what the user grants, or, with None, into what is free on this machine; see `fit`."""
+    budget = need.base + free_bytes(device) if memory is None else memory
+    host = free_bytes(torch.device("cpu")) if device.type == "cuda" else None
+    return fit(need, request, budget, host=host, spool=spool)
+
+
 def _choices(need: Need, request: Request, host: int | None, places: tuple[bool, ...]) -> Iterator[Fit]:
     """Yield from the most to the least memory: smaller windows only where the pictures are where they take least."""
     own, most_px = request.windows(need.shapes.config.windows), request.most_px
@@ -266,8 +265,8 @@ def _choices(need: Need, request: Request, host: int | None, places: tuple[bool,
             if host is None or on_disk or _host_bytes(need, passes) <= host:
                 yield found
         side = most_px or max(max(one.grid.window_h, one.grid.window_w) for one in passes)
-        most_px = side // 2 // own.stride_px * own.stride_px
-        if most_px < max(own.min_px, 2 * own.overlap_px):
+        most_px = _half_side(side, own)
+        if most_px is None:
             return
 
 

@@ -18,7 +18,8 @@ from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
 from tudsr.folder import Model, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
-from tudsr.memory import Fit, Need, fit, free_bytes, parse_memory, pictures_bytes, resident_bytes, until_it_fits
+from tudsr.machine import resident_bytes
+from tudsr.memory import Fit, Need, fit_here, free_bytes, parse_memory, pictures_bytes, until_it_fits
 from tudsr.planner import Pass, Plan, plan_passes
 from tudsr.request import Request
 from tudsr.resize import Region, part_of, upsample, upsampled
@@ -225,18 +226,15 @@ class TUDSR:
                 "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
             )
         device = self.model.backbone.device
-        on_gpu = device.type == "cuda"
-        free = free_bytes(torch.device("cpu"))
-        if memory is None and 2 * pictures_bytes(*size, plan, pixel_bytes, request.color) < free:
+        small = 2 * pictures_bytes(*size, plan, pixel_bytes, request.color) < free_bytes(torch.device("cpu"))
+        if memory is None and small:
             return None
-        base = torch.cuda.memory_reserved(device) if on_gpu else resident_bytes()
-        if memory is None:
-            memory = base + free_bytes(device)
+        base = torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes()
         need = Need(
             shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch, pixel_bytes=pixel_bytes,
             color=request.color,
         )  # fmt: skip
-        return fit(need, request, memory, host=free if on_gpu else None, spool=spool)
+        return fit_here(need, request, memory, device, spool=spool)
 
     @cached_property
     def shapes(self) -> Model:

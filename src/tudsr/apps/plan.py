@@ -12,7 +12,7 @@ from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
 from tudsr.folder import Model
 from tudsr.machine import matmul_rate
-from tudsr.memory import Fit, Need, fit, free_bytes, parse_memory
+from tudsr.memory import Fit, Need, fit_here, parse_memory
 from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan
 from tudsr.request import Request
@@ -83,14 +83,10 @@ def make_plan(
 def _fit(
     shapes: Model, size: tuple[int, int], plan: Plan, request: Request, memory: int | None, device: torch.device
 ) -> Fit:
-    on_gpu = device.type == "cuda"
     # This command has loaded the same libraries as an enlargement does, and holds little else.
-    libraries = 0 if on_gpu else int(peak_rss_mb() * _MB)
+    libraries = 0 if device.type == "cuda" else int(peak_rss_mb() * _MB)
     base = libraries + weights_bytes(shapes, merged=False)
-    budget = base + free_bytes(device) if memory is None else memory
-
-    need = Need(shapes=shapes, size=size, plan=plan, base=base)
-    return fit(need, request, budget, host=free_bytes(torch.device("cpu")) if on_gpu else None)
+    return fit_here(Need(shapes=shapes, size=size, plan=plan, base=base), request, memory, device)
 
 
 def _rate(backbone: str, device: torch.device, dtype: torch.dtype) -> float | None:

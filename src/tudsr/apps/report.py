@@ -5,16 +5,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tudsr.apps.remote import Task
+from tudsr.machine import status_bytes
 
 _BYTES_PER_MB = 1_000_000
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,9 @@ class Result:
 
 def peak_rss_mb() -> float:
     """Return the largest resident memory of this process so far, in MB of 10^6 bytes."""
-    if _STATUS.is_file():
-        # getrusage would also count what the parent process held when it started this one.
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024 / _BYTES_PER_MB
+    found = status_bytes("VmHWM")
+    if found is not None:  # getrusage would also count what the parent process held when it started this one
+        return found / _BYTES_PER_MB
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
