@@ -125,10 +125,10 @@ def test_control_c_exits_130(call, monkeypatch, tmp_path):
 
 def test_peak_memory_is_this_process_own():
     code = "from tudsr.apps.report import peak_rss_mb; print(peak_rss_mb())"
-    ballast = bytearray(os.urandom(1)) * 300_000_000  # resident in the parent while the child starts
+    ballast = bytearray(os.urandom(1)) * 800_000_000  # held by the parent while the child, with torch, starts
     child = float(subprocess.check_output([sys.executable, "-c", code], text=True))
     assert peak_rss_mb() >= len(ballast) / 1e6
-    assert 5 < child < 200
+    assert 5 < child < len(ballast) / 2e6
 
 
 def test_a_model_is_made_told_verified_and_used(call, tmp_path):
