@@ -185,15 +185,14 @@ class _Spooled:
 
     def _key(self) -> dict[str, Any]:
         """Return what the rows depend on."""
-        backbone = self._model.model.backbone
         return {
             "version": __version__,
             "source": sha256_file(self._source),
             "target": self._target.name,
             "request": self._request.model_dump(mode="json"),
             "model": self._model.config.sha256,
-            "dtype": str(backbone.dtype),
-            "device": backbone.device.type,
+            "dtype": str(self._model.model.backbone.dtype),
+            "device": self._model.device,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }

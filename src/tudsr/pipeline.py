@@ -1,8 +1,9 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
@@ -23,12 +24,20 @@ from tudsr.memory import Fit, Need, fit_here, free_bytes, parse_memory, pictures
 from tudsr.planner import Pass, Plan, plan_passes
 from tudsr.request import Request
 from tudsr.resize import Region, part_of, upsample, upsampled
-from tudsr.stage import Stage, blended_rows, inference
-from tudsr.tiling import Progress
+from tudsr.stage import Stage, inference
+from tudsr.tiling import Fn, Progress, tiled_rows
 from tudsr.whole import latent_grid, restored
 from tudsr.windows import WindowGrid, plan_windows
 
 _STRIP_PIXELS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Runs windows elsewhere, on `device`: (stage number, request, batches) -> what it makes of each, in order."""
+
+    run: Callable[[int, Request, Iterator[Tensor]], Iterator[Tensor]]
+    device: str
 
 
 class TUDSR:
@@ -36,10 +45,11 @@ class TUDSR:
 
     Args:
         model: from `folder.load_model`.
+        spread: runs the stages' windows elsewhere; None: here.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, spread: Spread | None = None) -> None:
+        self.model, self.spread = model, spread
 
     @classmethod
     def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
@@ -56,6 +66,11 @@ class TUDSR:
         """
         where = pick_device(device)
         return cls(load_model(model, where, pick_dtype(dtype, where)))
+
+    @property
+    def device(self) -> str:
+        """The kind of device that windows run on."""
+        return self.model.backbone.device.type if self.spread is None else self.spread.device
 
     @property
     def config(self) -> ModelConfig:
@@ -160,12 +175,16 @@ class TUDSR:
         lq_up = upsampled(x, size, after)
         grid, fix, stage = self.grid(step, request), color_fix(request.color), self._stage(step.stage, request)
 
+        def each(restore: Fn, windows: Iterator[Tensor]) -> Iterator[Tensor]:
+            return map(restore, windows) if self.spread is None else self.spread.run(step.stage, request, windows)
+
         def blended(start: int) -> Iterator[Tensor]:
-            with inference(stage):
+            with inference(stage) as restore:
                 if request.vae == "whole":
                     yield restored(stage, lq_up(0, height, 0, width), grid, request.batch, progress)[..., start:, :]
                     return
-                yield from strips(blended_rows(stage, lq_up, grid, request.batch, progress, start), strip_rows(width))
+                rows = tiled_rows(restore, lq_up, grid, request.batch, progress, start, each)
+                yield from strips(rows, strip_rows(width))
 
         def finished(start: int) -> Iterator[Tensor]:
             rows, statistics = blended, None
@@ -182,6 +201,10 @@ class TUDSR:
                 yield sr
 
         return finished
+
+    def running(self, number: int, request: Request) -> AbstractContextManager[Fn]:
+        """Make the context that gives what a stage, 1 or 2, makes of windows, (b, 3, h, w), [-1, 1]."""
+        return inference(self._stage(number, request))
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)

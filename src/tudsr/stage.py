@@ -12,8 +12,7 @@ from tudsr.backbones.constants import kept
 from tudsr.color import fix_color
 from tudsr.lora import LORA_FORWARDS, scaled
 from tudsr.one_step import z0_from_prediction
-from tudsr.resize import Region
-from tudsr.tiling import Progress, tiled, tiled_rows
+from tudsr.tiling import Fn, tiled
 from tudsr.windows import WindowGrid
 
 
@@ -82,38 +81,19 @@ def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid, color: str = "w
     return fix_color(color, tiled(stage, lq_up, grid), lq_up).clamp_(-1, 1)
 
 
-def blended_rows(
-    stage: Stage, lq_up: Region, grid: WindowGrid, batch: int = 1, progress: Progress | None = None, start: int = 0
-) -> Iterator[Tensor]:
-    """Run an active stage over a picture that need not be in memory: the rows of the blended windows, unfixed.
-
-    Args:
-        stage: whose adapter is active, without gradients.
-        lq_up: parts of (1, 3, H, W), float32, [-1, 1]; only windows go to the stage's device.
-        grid: its windows.
-        batch: windows per call.
-        progress: called with (windows done, windows in all).
-        start: the first row that is wanted.
+@contextlib.contextmanager
+def inference(stage: Stage) -> Iterator[Fn]:
+    """Run a stage for a picture: no gradient, its adapter merged once, constants kept, train/eval mode put back.
 
     Yields:
-        (1, 3, rows, W), float32, about [-1, 1], where `lq_up` is.
+        What the stage makes of windows, (b, 3, h, w), wherever they lie: only they go to its device, and come back.
     """
     device = stage.backbone.device
-
-    def run(windows: Tensor) -> Tensor:
-        return stage(windows.to(device)).to(windows.device)
-
-    return tiled_rows(run, lq_up, grid, batch, progress, start)
-
-
-@contextlib.contextmanager
-def inference(stage: Stage):  # noqa: ANN201 - a context manager
-    """Run a stage for a picture: no gradient, its adapter merged once, constants kept, train/eval mode put back."""
     modes = [(module, module.training) for module in stage.modules()]
     stage.eval()
     try:
         with torch.inference_mode(), stage.active("merged"), kept(stage.backbone):
-            yield stage
+            yield lambda windows: stage(windows.to(device)).to(windows.device)
     finally:
         for module, mode in modes:
             module.training = mode

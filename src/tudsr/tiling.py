@@ -1,7 +1,8 @@
 """Run a function over overlapping windows of a picture and blend the results in bounded memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 from types import EllipsisType
 
 import numpy as np
@@ -12,6 +13,8 @@ from tudsr.resize import Region, part_of
 from tudsr.windows import Window, WindowGrid
 
 Fn = Callable[[Tensor], Tensor]
+Each = Callable[[Fn, Iterator[Tensor]], Iterator[Tensor]]
+"""A function and what it is asked -> its answers, in order; `map` is one."""
 Progress = Callable[[int, int], None]
 
 
@@ -32,9 +35,9 @@ def tiled(fn: Fn, x: Tensor, grid: WindowGrid, batch: int = 1, progress: Progres
         (B, C_out, H, W), float32 or float64.
     """
     assert x.shape[-2:] == (grid.height, grid.width), "the grid was planned for another picture"
-    windows = grid.windows
+    windows = list(grid.windows)
     canvas: Tensor | None = None
-    for done, (window, output) in enumerate(_outputs(fn, part_of(x), grid, windows, batch), 1):
+    for done, (window, output) in enumerate(_outputs(fn, part_of(x), grid, _groups(windows, batch)), 1):
         if canvas is None:
             shape = (x.shape[0], output.shape[1], grid.height, grid.width)
             canvas = torch.zeros(shape, dtype=blend_dtype(x), device=x.device)
@@ -46,7 +49,13 @@ def tiled(fn: Fn, x: Tensor, grid: WindowGrid, batch: int = 1, progress: Progres
 
 
 def tiled_rows(
-    fn: Fn, region: Region, grid: WindowGrid, batch: int = 1, progress: Progress | None = None, start: int = 0
+    fn: Fn,
+    region: Region,
+    grid: WindowGrid,
+    batch: int = 1,
+    progress: Progress | None = None,
+    start: int = 0,
+    each: Each = map,
 ) -> Iterator[Tensor]:
     """Do what `tiled` does for a picture that need not fit into memory: yield the blended rows, top to bottom.
 
@@ -60,28 +69,36 @@ def tiled_rows(
         batch: windows per call of `fn`.
         progress: called with (windows done, windows in all); windows above `start` count as done.
         start: the first row that is wanted, in the picture's pixels.
+        each: calls `fn`, perhaps elsewhere; it may take some windows of the next row before it gives this row's last.
 
     Yields:
         (B, C_out, rows, W), float32 or float64: the rows that no later window touches, from `start` to the last one.
     """
+    numbers = [i for i, y0 in enumerate(grid.ys) if grid.visible(_row(grid, y0)[0]).y1 > start]
+    groups = [group for i in numbers for group in _groups(_row(grid, grid.ys[i]), batch)]
+    outputs = _outputs(fn, region, grid, groups, each)
     band: Tensor | None = None
-    top = start  # the picture's row that the band begins with
-    for number, y0 in enumerate(grid.ys):
-        windows = [Window(y0=y0, x0=x0, y1=y0 + grid.window_h, x1=x0 + grid.window_w) for x0 in grid.xs]
-        below = grid.visible(windows[0]).y1
-        if below <= start:
-            continue
+    top, columns = start, len(grid.xs)  # top is the picture's row that the band begins with
+    for number in numbers:
         finished = grid.height if number == len(grid.ys) - 1 else max(top, grid.ys[number + 1] - grid.shift_px)
-        for column, (window, output) in enumerate(_outputs(fn, region, grid, windows, batch), 1):
-            band = _grown(band, output, below - top, grid.width)
+        for column, (window, output) in enumerate(islice(outputs, columns), 1):
+            band = _grown(band, output, grid.visible(window).y1 - top, grid.width)
             add_window(band, output, grid, window, top)
-            if progress is not None and (column % batch == 0 or column == len(windows)):
-                progress(number * len(windows) + column, len(grid.ys) * len(windows))
+            if progress is not None and (column % batch == 0 or column == columns):
+                progress(number * columns + column, len(grid.ys) * columns)
         assert band is not None, "a row has at least one window"
         if finished > top:
             yield band[..., : finished - top, :]
             band = band[..., finished - top :, :].clone()
             top = finished
+
+
+def _row(grid: WindowGrid, y0: int) -> list[Window]:
+    return [Window(y0=y0, x0=x0, y1=y0 + grid.window_h, x1=x0 + grid.window_w) for x0 in grid.xs]
+
+
+def _groups(windows: list[Window], batch: int) -> list[list[Window]]:
+    return [windows[first : first + batch] for first in range(0, len(windows), batch)]
 
 
 def _grown(band: Tensor | None, output: Tensor, rows: int, width: int) -> Tensor:
@@ -96,12 +113,11 @@ def _grown(band: Tensor | None, output: Tensor, rows: int, width: int) -> Tensor
 
 
 def _outputs(
-    fn: Fn, region: Region, grid: WindowGrid, windows: Sequence[Window], batch: int
+    fn: Fn, region: Region, grid: WindowGrid, groups: list[list[Window]], each: Each = map
 ) -> Iterator[tuple[Window, Tensor]]:
-    """Run `fn` on some windows, `batch` at a time, and yield each with its output, (B, C_out, window_h, window_w)."""
-    for first in range(0, len(windows), batch):
-        group = windows[first : first + batch]
-        outputs = fn(torch.cat([_cut(region, grid, window) for window in group]))  # (b * B, C_out, h, w)
+    """Run `fn` on groups of windows and yield each window with its output, (B, C_out, window_h, window_w)."""
+    inputs = (torch.cat([_cut(region, grid, window) for window in group]) for group in groups)  # (b * B, C, h, w)
+    for group, outputs in zip(groups, each(fn, inputs), strict=True):
         yield from zip(group, outputs.chunk(len(group)), strict=True)
 
 

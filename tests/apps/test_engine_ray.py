@@ -13,9 +13,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import tudsr
 from tudsr.apps import engine_ray
 from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
+from tudsr.memory import Fit
+from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -159,3 +163,54 @@ def test_what_workers_refuse_is_said_once(cluster, pictures, tmp_path):
     result = run(f"file://{folder}", f"file://{tmp_path}/out/", *address)
     assert result.exit_code == 0, result.output
     assert set(outputs(tmp_path / "out")) == {"a.png", "b.png"}
+
+
+def dying(folder, calls):
+    """Return workers that die at the calls of those numbers, counted over all of them, each once the call is made."""
+
+    class Dying(Worker):
+        def restore(self, number, request, windows):
+            made = len(list(folder.glob("call-*")))
+            (folder / f"call-{made}-{ray.get_runtime_context().get_node_id()}").touch()
+            if made in calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.05)  # so that the other worker gets windows too
+            return super().restore(number, request, windows)
+
+    return Dying
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_one_picture_is_split_over_workers_and_survives_a_death(
+    spooled, cluster, pictures, tmp_path, monkeypatch, one_thread
+):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    monkeypatch.setattr(engine_ray, "Worker", dying(calls, {4}))
+    if spooled:
+        on_disk = Fit(on_disk=True, most_px=None, parts={}, disk_bytes=0, passes=())
+        monkeypatch.setattr(TUDSR, "fit", lambda *_, **__: on_disk)
+    picture = pictures("a") / "a.png"
+    windows = ("--tile-px", 32, "--overlap-px", 8, "--color", "adain")
+    result = run(picture, tmp_path / "ray.png", "--engine", "ray", "--address", cluster.address, *windows)
+    assert result.exit_code == 0, result.output
+    assert ("works on disk" in result.stderr) == spooled
+    made = len(list(calls.iterdir()))
+    assert len({path.name.split("-")[2] for path in calls.iterdir()}) == 2
+    monkeypatch.undo()
+    assert run(picture, tmp_path / "local.png", *windows).exit_code == 0
+    assert (tmp_path / "ray.png").read_bytes() == (tmp_path / "local.png").read_bytes()
+    request = Request(scale=4, tile_px=32, overlap_px=8)
+    model = tudsr.load()
+    needed = sum(len(model.grid(step, request).windows) for step in model.plan(12, 16, request).passes)
+    assert needed < made <= needed + 2 * 2  # the dead worker's calls were made anew, and no other one
+
+
+def test_windows_that_kill_every_worker_are_said(cluster, pictures, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    monkeypatch.setattr(engine_ray, "Worker", dying(calls, range(1000)))
+    picture = pictures("a") / "a.png"
+    error = run(picture, tmp_path / "x.png", "--engine", "ray", "--address", cluster.address).exception
+    assert str(error) == f"{picture}: 2 workers died of the same windows of it."
+    assert not (tmp_path / "x.png").exists()

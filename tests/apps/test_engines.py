@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
-from tudsr.apps.engine_ray import Share, share_out
 from tudsr.apps.journal import Journal
+from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks
 from tudsr.apps.upscale import Run
 from tudsr.errors import InputError
@@ -224,6 +224,8 @@ def test_an_address_without_a_cluster_is_said(address, photo, tmp_path):
     [
         (["--workers", 2], "belong to --engine ray"),
         (["--address", "auto"], "belong to --engine ray"),
+        (["--split"], "belong to --engine ray"),
+        (["--engine", "ray", "--split", "--vae", "whole"], "--vae whole works on the whole picture"),
         (["--engine", "ray", "--compare", "both.png"], "only --engine local"),
     ],
 )

@@ -71,6 +71,10 @@ def upscale(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or Ray's workers.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster: auto or HOST:PORT; none: a new one here.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Of Ray.  [default: what it has room for]")] = None,
+    split: Annotated[
+        bool | None,
+        typer.Option("--split/--no-split", help="Ray's workers share each picture.  [default: where there is one]"),
+    ] = None,
 ) -> None:
     """Enlarge pictures and folders of pictures.
 
@@ -89,6 +93,7 @@ def upscale(
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
         compare=compare, memory=memory, engine=engine, address=address, workers=workers,
+        split=split,
     )  # fmt: skip
     raise typer.Exit(1 if upscale_all(inputs, output, request, run) else 0)
 

@@ -5,7 +5,9 @@ from functools import partial
 import torch
 
 import tudsr
+from tudsr.apps.remote import Task
 from tudsr.apps.work import Work, enlarge_task, probe
+from tudsr.pipeline import TUDSR
 
 
 def run_local(work: Work) -> None:
@@ -20,5 +22,10 @@ def run_local(work: Work) -> None:
     model = tudsr.load(run.model, run.device, run.dtype)
     probe(model, work.request)
     for task in work.tasks:
-        work.begin(task)
-        work.settle(task, enlarge_task(model, task, work.request, run, partial(work.reporter.windows, task)))
+        enlarge_here(work, model, task)
+
+
+def enlarge_here(work: Work, model: TUDSR, task: Task) -> None:
+    """Enlarge one picture in this process."""
+    work.begin(task)
+    work.settle(task, enlarge_task(model, task, work.request, work.run, partial(work.reporter.windows, task)))

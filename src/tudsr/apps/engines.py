@@ -58,8 +58,8 @@ def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) 
 def _check(run: Run, tasks: list[Task]) -> None:
     if run.engine not in ENGINES:
         raise InputError(f"--engine {run.engine}: accepted are {', '.join(ENGINES)}.")
-    if run.engine == "local" and (run.address is not None or run.workers is not None):
-        raise InputError("--address and --workers belong to --engine ray; add it, or leave them out.")
+    if run.engine == "local" and (run.address, run.workers, run.split) != (None, None, None):
+        raise InputError("--address, --workers and --split belong to --engine ray; add it, or leave them out.")
     if run.compare is not None:
         _check_compare(run, run.compare, tasks)
 

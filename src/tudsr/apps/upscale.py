@@ -36,6 +36,7 @@ class Run:
     engine: str = "local"
     address: str | None = None
     workers: int | None = None
+    split: bool | None = None
 
 
 class Listener(Protocol):
