@@ -197,7 +197,6 @@ def test_one_picture_is_split_over_workers_and_survives_a_death(
     assert ("works on disk" in result.stderr) == spooled
     made = len(list(calls.iterdir()))
     assert len({path.name.split("-")[2] for path in calls.iterdir()}) == 2
-    monkeypatch.undo()
     assert run(picture, tmp_path / "local.png", *windows).exit_code == 0
     assert (tmp_path / "ray.png").read_bytes() == (tmp_path / "local.png").read_bytes()
     request = Request(scale=4, tile_px=32, overlap_px=8)
