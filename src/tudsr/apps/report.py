@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,10 +31,12 @@ class Result:
     model: str
     m: float
     n: float
+    peak_gpu_mb: float | None = None
 
     def to_json(self) -> str:
-        """Return one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """Return one line of JSON; a GPU's memory is in it where there is a GPU."""
+        fields = {name: value for name, value in asdict(self).items() if name != "peak_gpu_mb" or value is not None}
+        return json.dumps(fields, ensure_ascii=False)
 
     def to_line(self) -> str:
         """Return one line for people."""
@@ -51,6 +54,11 @@ def peak_rss_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / _BYTES_PER_MB
+
+
+def peak_gpu_mb() -> float | None:
+    """Return the largest memory that this process has held of a GPU so far, in MB of 10^6 bytes; None without CUDA."""
+    return torch.cuda.max_memory_reserved() / _BYTES_PER_MB if torch.cuda.is_available() else None
 
 
 class Reporter:

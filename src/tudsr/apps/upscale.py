@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_size, write_comparison
-from tudsr.apps.report import Result, peak_rss_mb
+from tudsr.apps.report import Result, peak_gpu_mb, peak_rss_mb
 from tudsr.errors import InputError
 from tudsr.files import upscale_file
 from tudsr.image_encode import check_size
@@ -129,6 +129,7 @@ def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Li
         out_size=(plan.width, plan.height),
         seconds=round(seconds, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
+        peak_gpu_mb=peak_gpu_mb() if model.device == "cuda" else None,
         model=run.model,
         m=plan.m,
         n=plan.n,
