@@ -18,6 +18,8 @@ from tudsr.resize import upsample
 class BicubicModel:
     """Does what TUDSR does, with bicubic interpolation for a generator."""
 
+    device = "cpu"
+
     config = SimpleNamespace(name="bicubic", windows=WindowRange(min_px=64, max_px=128, stride_px=16, overlap_px=32))
 
     def __init__(self) -> None:

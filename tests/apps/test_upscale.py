@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
+from tudsr.apps.report import Result
 from tudsr.errors import ConfigError, InputError, ModelError
 from tudsr.request import Request
 
@@ -38,6 +40,13 @@ def test_json_holds_one_true_object_and_nothing_else_is_on_stdout(bicubic, photo
     assert 0 < found["seconds"] < 60
     assert found["peak_rss_mb"] > 10
     assert size(target) == (96, 64)
+
+
+def test_json_tells_of_the_gpu_where_there_is_one():
+    sizes = {"in_size": (1, 1), "out_size": (8, 8), "m": 4, "n": 2}
+    there = Result(input="a", output="b", seconds=1, peak_rss_mb=2, peak_gpu_mb=3, model="tiny", **sizes)
+    assert json.loads(there.to_json())["peak_gpu_mb"] == 3
+    assert set(json.loads(replace(there, peak_gpu_mb=None).to_json())) == FIELDS
 
 
 def test_summary_line_goes_to_stderr(bicubic, photo, tmp_path):
