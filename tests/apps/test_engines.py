@@ -15,6 +15,7 @@ from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks
 from tudsr.apps.upscale import Run
 from tudsr.errors import InputError
+from tudsr.files import work_folder
 
 JOURNAL = ".tudsr-journal.jsonl"
 
@@ -91,6 +92,15 @@ def test_one_attempt_without_an_end_is_followed_by_another(bicubic, photo, tmp_p
     photo(tmp_path / "in/a.png")
     Journal(str(tmp_path / "out")).begin(task(tmp_path / "out"))
     assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+
+
+def test_a_picture_that_is_half_done_on_disk_goes_on_however_often_it_was_killed(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png")
+    for _ in range(3):
+        Journal(str(tmp_path / "out")).begin(task(tmp_path / "out"))
+    work_folder(tmp_path / "out/a.png").mkdir()
+    assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out/a.png").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("shapes")])

@@ -6,11 +6,12 @@ from pathlib import Path
 from tudsr.apps.engine_local import run_local
 from tudsr.apps.engine_ray import run_ray
 from tudsr.apps.journal import MOST_ATTEMPTS, Journal
-from tudsr.apps.remote import Task, exists, plan_tasks
+from tudsr.apps.remote import Task, exists, is_url, plan_tasks
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
 from tudsr.errors import InputError
+from tudsr.files import work_folder
 from tudsr.image import check_output_path
 from tudsr.request import Request
 
@@ -36,7 +37,7 @@ def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) 
     _check(run, tasks)
     journal = Journal(folder, fresh=run.overwrite)
     made = set() if run.overwrite else {task for task in tasks if exists(task.target)}
-    left = [task for task in tasks if task not in made and journal.attempts(task) >= MOST_ATTEMPTS]
+    left = [task for task in tasks if task not in made and _kills(task, journal)]
     todo = [task for task in tasks if task not in made and task not in left]
     with Reporter(todo, as_json=run.as_json, quiet=run.quiet) as reporter:
         work = Work(todo, request, run, reporter, journal, alone=len(tasks) == 1)
@@ -53,6 +54,12 @@ def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) 
         if work.failed:
             reporter.error(f"{work.failed} of {len(tasks)} pictures could not be enlarged.")
         return work.failed
+
+
+def _kills(task: Task, journal: Journal) -> bool:
+    """Return whether a picture seems to kill what works on it: not one that is half done on disk, which goes on."""
+    half_done = not is_url(task.target) and work_folder(Path(task.target)).is_dir()
+    return journal.attempts(task) >= MOST_ATTEMPTS and not half_done
 
 
 def _check(run: Run, tasks: list[Task]) -> None:
