@@ -74,5 +74,27 @@ def _write(way: str, args: argparse.Namespace, rows: list[dict[str, Any]], cold:
         "seconds_per_megapixel": round(machine.spread(warm)["median"] / megapixels, 4),
         "seconds_cold_start_included": machine.spread(cold),
         "peak_rss_mb": machine.spread([row["peak"] for row in rows]),
+        **_work(args, rows[0]["dtype"], machine.spread(warm)["median"]),
     }  # fmt: skip
     machine.write(args.out, result)
+
+
+def _work(args: argparse.Namespace, dtype: str, seconds: float) -> dict[str, Any]:
+    """Return the work without overlap, and its rate as a share of this machine's matrix product in the same dtype."""
+    import torch
+
+    from tudsr.cost import meta_model, pass_costs
+    from tudsr.device import pick_device
+    from tudsr.machine import matmul_rate
+    from tudsr.planner import plan_passes
+
+    kind = getattr(torch, dtype.removeprefix("torch."))
+    shapes = meta_model(args.model, kind)
+    most = {"max_m": shapes.config.m_range[1], "max_n": shapes.config.n_range[1]}
+    plan = plan_passes(args.side, args.side, scale=args.scale, **most)
+    useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
+    matmul = matmul_rate(pick_device("auto"), kind)["tflops"]
+    return {
+        "useful_tflop": round(useful, 3), "matmul_tflops": round(matmul, 4),
+        "useful_share_of_matmul": round(useful / seconds / matmul, 3),
+    }  # fmt: skip
