@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # train_tiny.sh RUNS TEACHER PAIRS [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on where
 # it stopped. TEACHER and PAIRS hold pairs made by scripts/make_pairs.py from the same photos, with and without
-# --teacher. The step counts are those of version 4 (docs/experiments/2026-11-24-tiny-v4.md); more is better.
+# --teacher. The step counts are those of version 5 (docs/experiments/2026-11-24-tiny-v5.md); more is better.
 set -euo pipefail
 runs=$1 teacher=$2 pairs=$3 photos=${4:-../shared/data/train}
 bin=${BIN:-.venv/bin}
@@ -30,13 +30,26 @@ phase base_2 1 "$runs/base_1/model" "${restore[@]}" --set "pairs=$teacher" --set
 phase base_3 1 "$runs/base_2/model" "${restore[@]}" --set "pairs=$teacher" --set steps=4500 --set lr=1e-3 --set warmup=60 \
   --set ema=0.998 --set seed=21
 
+mix() { # mix OUT STAGE SHARE MODEL OTHER: MODEL with a share of OTHER's adapter of that stage
+  [ -f "$runs/$1/tudsr.json" ] ||
+    "$bin/python" scripts/interpolate.py "$runs/$4" "$runs/$5" "$runs/$1" --stage "$2" --share "$3"
+}
+
 # Sharp: the one-step GAN on true photos, in the adapters.
-sharpen=(--set jitter_px=32 --set loss_gan=0.05 --set lr=1e-3 --set lr_d=3e-4 --set warmup=20 --set ema=0.99
-  --set 'losses={"mae":1,"detail":1,"grid_4":16,"dists":2,"lpips_alex":1}')
-phase stage_1 1 "$runs/base_3/model" "${sharpen[@]}" --set "pairs=$pairs" --set steps=900 --set batch=8 --set seed=23 \
-  "${mostly_x4[@]}"
-[ -f "$runs/stage_1_mixed/tudsr.json" ] || "$bin/python" scripts/interpolate.py "$runs/base_3/model" \
-  "$runs/stage_1/model" "$runs/stage_1_mixed" --stage 1 --share 0.8
-phase stage_2 2 "$runs/stage_1_mixed" "${sharpen[@]}" --set steps=300 --set batch=2 --set seed=24 --set ema=0.98 \
-  --set loss_crop_px=128 --set loss_crops=2 \
-  --set "init_discriminator=$runs/stage_1/model_discriminator.safetensors"
+sharpen=(--set jitter_px=32 --set loss_gan=0.05 --set lr_d=3e-4 --set warmup=20)
+stage_1=("${sharpen[@]}" "${mostly_x4[@]}" --set "pairs=$pairs" --set batch=8 --set ema=0.99)
+stage_2=("${sharpen[@]}" --set batch=2 --set ema=0.98 --set loss_crop_px=128 --set loss_crops=2)
+first=(--set lr=1e-3 --set 'losses={"mae":1,"detail":1,"grid_4":16,"dists":2,"lpips_alex":1}')
+more=(--set lr=7e-4 --set 'losses={"mae":1,"detail":1,"grid_4":24,"dists":2.5,"lpips_alex":1}')
+critic=model_discriminator.safetensors
+
+phase stage_1 1 "$runs/base_3/model" "${stage_1[@]}" "${first[@]}" --set steps=900 --set seed=23
+mix stage_1_mixed 1 0.8 base_3/model stage_1/model
+phase stage_2 2 "$runs/stage_1_mixed" "${stage_2[@]}" "${first[@]}" --set steps=300 --set seed=24 \
+  --set "init_discriminator=$runs/stage_1/$critic"
+phase stage_1_more 1 "$runs/stage_1/model" "${stage_1[@]}" "${more[@]}" --set steps=1800 --set seed=31 \
+  --set "init_discriminator=$runs/stage_1/$critic"
+mix stage_1_more_mixed 1 0.9 base_3/model stage_1_more/model
+mix both_more 2 1.0 stage_1_more_mixed stage_2/model
+phase stage_2_more 2 "$runs/both_more" "${stage_2[@]}" "${more[@]}" --set init_adapter=keep \
+  --set "init_discriminator=$runs/stage_1_more/$critic" --set steps=320 --set seed=32
