@@ -3,7 +3,7 @@
     python scripts/interpolate.py MODEL OTHER OUT --stage 1 --share 0.6
 
 The layers' weight changes are mixed, (1 - share) of MODEL's and share of OTHER's, and brought back to the adapter's
-rank by a singular value decomposition. OTHER's last training record goes into OUT's.
+rank by a singular value decomposition. OTHER's training records of that stage go into OUT's.
 
 Source: network interpolation of Wang et al., «ESRGAN», 2018, section 3.4.
 """
@@ -34,24 +34,25 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
-    parser.add_argument("--other-stage", type=int, choices=(1, 2), help="whose adapter OTHER gives  [default: STAGE]")
     parser.add_argument("--share", type=float, required=True, help="of OTHER, 0 to 1")
     args = parser.parse_args()
     model, other = (load_model(path, torch.device("cpu"), torch.float32) for path in (args.model, args.other))
     if model.config.lora != other.config.lora:
         raise SystemExit(f"{args.other}: its adapters have another rank, alpha or targets than {args.model}'s.")
-    name, other_name = f"stage_{args.stage}", f"stage_{args.other_stage or args.stage}"
-    theirs = lora.layers(other.backbone.unet, other_name)
+    name = f"stage_{args.stage}"
+    theirs = lora.layers(other.backbone.unet, name)
     for key, layer in lora.layers(model.backbone.unet, name).items():
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         twin = theirs[key]
-        their_a, their_b = twin.lora_A[other_name].weight, twin.lora_B[other_name].weight
+        their_a, their_b = twin.lora_A[name].weight, twin.lora_B[name].weight
         pairs = [(a, b, 1 - args.share), (their_a, their_b, args.share)]
         with torch.no_grad():
             new_a, new_b = mixed(pairs, len(a))
             a.copy_(new_a.view_as(a))
             b.copy_(new_b.view_as(b))
-    record = {"stage": args.stage, "interpolated": {"share": args.share, "with": other.config.training[-1]}}
+    ours = model.config.training
+    phases = [one for one in other.config.training if one["stage"] == args.stage and one not in ours]
+    record = {"stage": args.stage, "interpolated": {"share": args.share, "with": phases}}
     with replaced_folder(args.out) as folder:
         save_model(folder, model, torch.bfloat16, record)
 

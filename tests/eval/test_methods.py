@@ -126,3 +126,5 @@ def test_trained_on_names_the_losses_with_weight_and_not_those_of_the_prior(mode
     assert of(record(1, ea_dists=5.0, mae=1.0, mse=1.0, lpips_vgg=0)) == ("dists",)
     assert of(record(1, lpips_alex=0.1), record(2, dists=1.0, lpips_vgg=1.0)) == ("dists", "lpips", "lpips_vgg")
     assert of({"stage": 1}, {"stage": 1, "config": "lost"}) == ()
+    mixed = {"stage": 1, "interpolated": {"share": 0.9, "with": [record(1, dists=1.0), record(1, lpips_alex=1.0)]}}
+    assert of(mixed) == ("dists", "lpips")

@@ -187,10 +187,11 @@ def shifted_run(model: TUDSR, lq: Tensor, request: Request) -> ShiftedRun:
 def trained_on(config: ModelConfig) -> tuple[str, ...]:
     """Return the metrics that a model's training record names as losses, sorted.
 
-    The prior (stage 0) has none, whatever its settings say.
+    The prior (stage 0) has none, whatever its settings say; an adapter that was mixed has those of what went into it.
     """
     found: set[str] = set()
-    for record in config.training:
+    mixtures = [record["interpolated"] for record in config.training if "interpolated" in record]
+    for record in (*config.training, *(phase for one in mixtures for phase in one["with"])):
         settings = record.get("config")
         losses = settings.get("losses") if isinstance(settings, dict) else None
         if record.get("stage") == 0 or not isinstance(losses, dict):
