@@ -117,7 +117,7 @@ def test_a_rate_is_named(model_folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_TINY, reason="the embedded model is not there")
-def test_the_peak_is_near_a_real_one(tmp_path):
+def test_the_peak_is_an_upper_bound_near_a_real_one(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     commands = ["plan", "256", "256", "--rate", "1"], ["upscale", "a.png", "-o", "x.png"]
@@ -126,4 +126,4 @@ def test_the_peak_is_near_a_real_one(tmp_path):
         for words in commands
     )
     assert planned["out_size"] == done["out_size"] == [2048, 2048]
-    assert planned["peak_mb"] == pytest.approx(done["peak_rss_mb"], rel=0.2)
+    assert 0.95 * done["peak_rss_mb"] <= planned["peak_mb"] <= 1.4 * done["peak_rss_mb"]  # budgets are kept to by it
