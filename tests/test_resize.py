@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tudsr import resize
 from tudsr.errors import InputError
 from tudsr.resize import crop, downsample, output_size, part_of, upsample, upsampled
 
@@ -154,3 +155,14 @@ def test_positions_are_right_where_a_side_is_long():
     far = upsampled(part_of(x.float()), (1, 20_000), (1, 70_001))(0, 1, 69_000, 69_100)
     wanted = torch.nn.functional.interpolate(x, size=(1, 70_001), mode="bicubic")[..., 69_000:69_100]
     torch.testing.assert_close(far.double(), wanted, rtol=0, atol=1e-6)
+
+
+def test_what_inference_left_in_the_cache_serves_training():
+    resize._bicubic_matrix.cache_clear()
+    x = torch.rand(1, 3, 9, 7, dtype=torch.float64)
+    with torch.inference_mode():
+        upsample(x, 18, 14)
+    x.requires_grad_(True)
+    upsample(x, 18, 14).sum().backward()
+    assert x.grad is not None
+    assert resize._bicubic_matrix.cache_info().hits > 0

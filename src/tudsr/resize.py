@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -120,6 +121,8 @@ def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:
     return min(max(first, 0), before - 1), min(max(last, 0), before - 1) + 1
 
 
+@lru_cache(maxsize=64)  # half a megabyte at most; every window and strip asks for the blocks that it lies in
+@torch.inference_mode(False)  # what is kept must serve training too
 def _bicubic_matrix(before: int, after: int, start: int, stop: int) -> tuple[int, Tensor]:
     """Return the first input and the weights, (stop - start, inputs) float64, of an axis's outputs from start to stop.
 
