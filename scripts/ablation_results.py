@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from ablation_plan import SEED, Ablation, Place
+from ablation_parts import Ablation, Place
+from ablation_plan import SEED
 
 from tudsr import __version__
 from tudsr.config import ModelConfig, read_object
@@ -133,7 +135,8 @@ def gather(name: str, ablation: Ablation, place: Place, reports: Mapping[str, di
         "format": 1, "ablation": name, "title": ablation.title, "question": ablation.question, "note": ablation.note,
         "verdict": said, "tudsr": __version__, "commit": commit(), "steps": ablation.steps, "seed": SEED,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]), "machine": next(iter(sets.values()))["machine"],
+        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
+        "machine": next(iter(sets.values()))["machine"],
         "base": f"{base.name}, UNet {base.sha256.get(UNET_FILE, 'unknown')[:12]}…",
         "phases": _phase_records(ablation, place),
         "arms": [
@@ -142,6 +145,11 @@ def gather(name: str, ablation: Ablation, place: Place, reports: Mapping[str, di
         ],
         "sets": sets,
     }  # fmt: skip
+
+
+def _without_folder(argument: str) -> str:
+    """Leave out where on a machine something lies: that tells a reader nothing."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _phase_records(ablation: Ablation, place: Place) -> list[dict[str, Any]]:

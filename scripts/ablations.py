@@ -1,6 +1,7 @@
 """Run the ablations with `tiny`: train every arm, measure it, write down what came out.
 
-    python scripts/ablations.py RUNS [--only NAME] [--photos DIR] [--test DIR] [--base MODEL] [--steps N] [--dry-run]
+    python scripts/ablations.py RUNS [--only NAME] [--photos DIR] [--test DIR] [--base MODEL] [--prior MODEL]
+        [--steps N] [--dry-run]
 
 What they are stands in ablation_plan.py. Start it again to go on where it stopped: finished phases and measurements are
 not repeated. RUNS/phases holds the training runs, RUNS/sets the test pairs, RUNS/NAME/results.json the figures,
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_plan import ABLATIONS, SEED, Ablation, Arm, EvalSet, Phase, Place, Start
+from ablation_parts import Ablation, Arm, EvalSet, Phase, Place, Start
+from ablation_plan import ABLATIONS, SEED
 from ablation_results import differing, gather, page
 
 from tudsr import lora
@@ -62,7 +64,7 @@ def ensure(phase: Phase | Start, place: Place, photos_sha256: str) -> None:
         TudsrError: when it cannot be run.
     """
     if isinstance(phase, Start):
-        base = ModelConfig.read(place.base / CONFIG_NAME).sha256.get(UNET_FILE)
+        base = ModelConfig.read(source(phase, place) / CONFIG_NAME).sha256.get(UNET_FILE)
         _claim(place.folder(phase), {"base": base, "rank": phase.rank, "random": phase.random})
         if not is_finished(phase, place):
             make_start(phase, place)
@@ -95,22 +97,34 @@ def is_finished(phase: Phase | Start, place: Place) -> bool:
     return isinstance(phase, Start) or ModelConfig.read(path).training[-1].get("step") == phase.steps
 
 
+def source(start: Start, place: Place) -> Path:
+    """Return the folder of the model whose UNet, or UNet's shape, a start has.
+
+    Raises:
+        ConfigError: when it is not a `tiny`; for the prior, when none was given or it learnt more than stage 0.
+    """
+    option, folder = ("--prior", place.prior) if start.prior else ("--base", place.base)
+    if folder is None:
+        raise ConfigError("--prior: an arm begins from a model of stage 0, and none was given.")
+    config = ModelConfig.read(folder / CONFIG_NAME)
+    if config.backbone != "tiny":
+        raise ConfigError(f"{option} {folder}: its backbone is {config.backbone}; the ablations are made for tiny.")
+    if start.prior and any(record.get("stage") != 0 for record in config.training):
+        raise ConfigError(f"--prior {folder}: it was trained beyond the prior; a model of stage 0 is expected.")
+    return folder
+
+
 def make_start(start: Start, place: Place) -> None:
-    """Write a start model: the base's UNet, or a random one of its shape, with fresh adapters.
+    """Write a start model: a UNet, or a random one of its shape, with fresh adapters.
 
     The random one is what `tudsr models init --random-weights` makes, where a prior begins.
 
     Raises:
-        ConfigError: when the base is not a `tiny`, or learnt to enlarge: then it is no prior any more.
+        ConfigError: see `source`.
     """
-    config = ModelConfig.read(place.base / CONFIG_NAME)
-    if config.backbone != "tiny":
-        raise ConfigError(f"--base {place.base}: its backbone is {config.backbone}; the ablations are made for tiny.")
-    if any(record.get("stage") and record.get("config", {}).get("train") == "base" for record in config.training):
-        raise ConfigError(
-            f"--base {place.base}: its UNet was trained beyond the prior; a model of stage 0 is expected."
-        )
-    backbone, scheduler = load_backbone(place.base, torch.float32, None)
+    origin_folder = source(start, place)
+    config = ModelConfig.read(origin_folder / CONFIG_NAME)
+    backbone, scheduler = load_backbone(origin_folder, torch.float32, None)
     if start.random:
         torch.manual_seed(SEED)
         backbone.unet = type(backbone.unet).from_config(backbone.unet.config)
@@ -119,10 +133,14 @@ def make_start(start: Start, place: Place) -> None:
     for stage in lora.STAGES:
         lora.attach(backbone.unet, stage, spec)
     origin = "random weights" if start.random else config.base_model
-    records = [] if start.random else [record for record in config.training if record.get("stage") == 0]
+    records = [] if start.random else [record for record in config.training if _taught_the_base(record)]
     settings = config.model_copy(update={"lora": spec, "base_model": origin, "training": records})
     with replaced_folder(place.model(start)) as folder:
         save_model(folder, Model(settings, backbone, scheduler), torch.float32)
+
+
+def _taught_the_base(record: dict[str, Any]) -> bool:
+    return record.get("stage") == 0 or record.get("config", {}).get("train") == "base"
 
 
 def make_view(arm: Arm, way: str, eval_set: EvalSet, place: Place, out: Path) -> Path:
@@ -158,7 +176,7 @@ def measure(name: str, ablation: Ablation, eval_set: EvalSet, place: Place) -> d
     ]
     options = {
         "lq": pairs / "lq", "gt": pairs / "gt", "scale": eval_set.scale, "model": views, "metrics": eval_set.metrics,
-        "out": own / "reports" / eval_set.name, "dtype": "fp32",
+        "out": own / "reports" / eval_set.name, "dtype": "fp32", "limit": eval_set.limit,
     }  # fmt: skip
     config = EvalConfig.parse(options, name)
     return finished_report(config) or run_eval(config)
@@ -173,7 +191,8 @@ def finished_report(config: EvalConfig) -> dict[str, Any] | None:
     same = (
         [method["sha256"] for method in found["methods"] if method["kind"] == "model"] == hashes
         and tuple(found["metrics"]) == config.metrics
-        and {picture["lq"]["sha256"] for picture in found["pictures"]} == set(map(sha256_file, find_photos(config.lq)))
+        and {picture["lq"]["sha256"] for picture in found["pictures"]}
+        == set(map(sha256_file, find_photos(config.lq)[: config.limit]))
     )
     return found if same else None
 
@@ -222,7 +241,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(ABLATIONS), metavar="NAME", help=f"of {', '.join(ABLATIONS)}")
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/train"))
     parser.add_argument("--test", type=Path, default=Path("../shared/data/test"), help="holds kodak and clic")
-    parser.add_argument("--base", default="tiny", help="model whose UNet is the prior; its adapters are not used")
+    parser.add_argument("--base", default="tiny", help="model whose UNet all begin from; its adapters are not used")
+    parser.add_argument("--prior", help="model of stage 0, for the ablation «prior»")
     parser.add_argument("--steps", type=int, help="of each arm, at least 2; default: each ablation's own")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be run, and about how long")
     return parser.parse_args(argv)
@@ -245,8 +265,11 @@ def _main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--only {unknown[0]}: not an ablation; known ones: {', '.join(ABLATIONS)}.")
     if args.steps is not None and args.steps < 2:
         raise ConfigError(f"--steps {args.steps}: at least 2 are expected, as some arms have two phases.")
-    place = Place(runs=args.runs, base=find_model(args.base), photos=args.photos, test=args.test)
+    prior = find_model(args.prior) if args.prior else None
+    place = Place(runs=args.runs, base=find_model(args.base), photos=args.photos, test=args.test, prior=prior)
     chosen = {name: ABLATIONS[name](*([] if args.steps is None else [args.steps])) for name in args.only}
+    for phase in (arm.phase.chain()[0] for ablation in chosen.values() for arm in ablation.arms):
+        source(phase.start, place)
     counted: set[str] = set()
     outlines = [outline(name, ablation, place, counted) for name, ablation in chosen.items()]  # checks all settings
     for lines, seconds in outlines:

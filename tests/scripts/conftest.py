@@ -19,8 +19,9 @@ def _load(name):
 
 @pytest.fixture(scope="module")
 def modules():
-    """Return (plan, results, script)."""
-    before = {name: sys.modules.get(name) for name in ("ablation_plan", "ablation_results", "ablations")}
+    """Return (parts, plan, results, script)."""
+    names = ("ablation_parts", "ablation_plan", "ablation_results", "ablations")
+    before = {name: sys.modules.get(name) for name in names}
     yield tuple(_load(name) for name in before)
     for name, module in before.items():
         sys.modules.pop(name)
@@ -29,15 +30,20 @@ def modules():
 
 
 @pytest.fixture
-def plan(modules):
+def parts(modules):
     return modules[0]
 
 
 @pytest.fixture
-def results(modules):
+def plan(modules):
     return modules[1]
 
 
 @pytest.fixture
-def script(modules):
+def results(modules):
     return modules[2]
+
+
+@pytest.fixture
+def script(modules):
+    return modules[3]

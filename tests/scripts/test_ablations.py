@@ -26,8 +26,8 @@ NAMES = ("twice", "loop", "discriminator", "losses", "degradation", "adapters", 
 CLAIMED = {
     ("twice", ""): [
         {"scales"},
-        # the stage itself, with what only a second stage has: n, its loop and the start of its adapter; what it learns
-        {"stage", "scales", "n", "loop", "init_adapter", "val_scale"},
+        # the stage itself, with what only a second stage has: n and the start of its adapter; what it learns
+        {"stage", "scales", "n", "init_adapter", "val_scale"},
     ],
     ("loop", ""): [set(), {"loop"}],
     ("discriminator", ""): [{"d_in_g_step"}],
@@ -41,12 +41,12 @@ CLAIMED = {
 
 
 @pytest.fixture
-def place(plan, model_folder, photos, tmp_path):
-    return plan.Place(runs=tmp_path / "runs", base=model_folder, photos=photos, test=photos.parent)
+def place(parts, model_folder, photos, tmp_path):
+    return parts.Place(runs=tmp_path / "runs", base=model_folder, photos=photos, test=photos.parent)
 
 
 @pytest.fixture
-def toy(plan, photos, monkeypatch):
+def toy(parts, plan, photos, monkeypatch):
     """Register an ablation of two arms, of two steps each, that needs no pretrained weights."""
 
     def build(steps=2):
@@ -54,14 +54,14 @@ def toy(plan, photos, monkeypatch):
             "steps": steps, "warmup": 0, "batch": 1, "crop_px": 64, "jitter_px": 0, "losses": {"mae": 1.0},
             "loss_gan": 0, "val_count": 0, "val_crop_px": 64, "workers": 0, "precision": "no",
         }  # fmt: skip
-        eval_set = plan.EvalSet(name="toys", folder=photos.name, scale=4, metrics=("psnr", "seams"), tiles=True)
-        fast = plan.Phase(name="fast", stage=1, start=plan.START, settings=shared | {"lr": 1e-2})
-        slow = plan.Phase(name="slow", stage=1, start=plan.START, settings=shared | {"lr": 1e-4})
+        eval_set = parts.EvalSet(name="toys", folder=photos.name, scale=4, metrics=("psnr", "seams"), tiles=True)
+        fast = parts.Phase(name="fast", stage=1, start=plan.START, settings=shared | {"lr": 1e-2})
+        slow = parts.Phase(name="slow", stage=1, start=plan.START, settings=shared | {"lr": 1e-4})
         arms = [
-            plan.Arm(name="fast", phase=fast, ways=[(eval_set, "M4")]),
-            plan.Arm(name="slow", phase=slow, ways=[(eval_set, "M4")]),
+            parts.Arm(name="fast", phase=fast, ways=[(eval_set, "M4")]),
+            parts.Arm(name="slow", phase=slow, ways=[(eval_set, "M4")]),
         ]
-        return plan.Ablation(title="a toy", question="Does it run?", arms=arms, steps=steps)
+        return parts.Ablation(title="a toy", question="Does it run?", arms=arms, steps=steps)
 
     monkeypatch.setitem(plan.ABLATIONS, "toy", build)
     return build
@@ -98,8 +98,8 @@ def test_budgets(plan):
         for name, make in plan.ABLATIONS.items()
     }
     assert steps == {
-        "twice": {3000}, "loop": {3000}, "discriminator": {300}, "losses": {300}, "degradation": {300},
-        "adapters": {300, 1800}, "prior": {300},
+        "twice": {600}, "loop": {600}, "discriminator": {100}, "losses": {100}, "degradation": {100},
+        "adapters": {100, 500}, "prior": {100},
     }  # fmt: skip
 
 
@@ -119,12 +119,12 @@ def test_phases_of_one_name_are_one_phase(plan, steps):
             assert named.setdefault(phase.name, phase) == phase
 
 
-def test_the_full_length_ablations_share_their_stage_1(plan):
+def test_ablations_share_their_stage_1(plan):
     def names(name):
         return {phase.name for arm in plan.ABLATIONS[name]().arms for phase in arm.phase.chain()}
 
-    assert names("twice") & names("loop") == {"stage_1-1500", "stage_2_exact-1500+1500"}
-    assert "stage_1-1500" in names("adapters")
+    assert names("twice") & names("loop") == {"stage_1-400", "stage_2_exact-400+200"}
+    assert "stage_1-400" in names("adapters")
 
 
 def test_sample_photos_are_those_of_the_training_script(plan):
@@ -133,12 +133,12 @@ def test_sample_photos_are_those_of_the_training_script(plan):
 
 
 @pytest.mark.parametrize("way", ["M4", "M2N2", "M8", "M4N2"])
-def test_a_view_is_planned_the_asked_way(plan, script, place, monkeypatch, tmp_path, way):
-    monkeypatch.setattr(plan.Place, "model", lambda self, phase: self.base)
-    phase = plan.Phase(name="p", stage=1, start=plan.START, settings={"steps": 1})
-    wide = plan.EvalSet(name="wide", folder="x", scale=4)
-    tiles = plan.EvalSet(name="tiles", folder="x", scale=4, tiles=True)
-    arm = plan.Arm(name="arm", phase=phase, ways=[])
+def test_a_view_is_planned_the_asked_way(parts, plan, script, place, monkeypatch, tmp_path, way):
+    monkeypatch.setattr(parts.Place, "model", lambda self, phase: self.base)
+    phase = parts.Phase(name="p", stage=1, start=plan.START, settings={"steps": 1})
+    wide = parts.EvalSet(name="wide", folder="x", scale=4)
+    tiles = parts.EvalSet(name="tiles", folder="x", scale=4, tiles=True)
+    arm = parts.Arm(name="arm", phase=phase, ways=[])
     request = ABLATION[way]
     scale = request.scale if request.scale is not None else request.m * request.n
     for eval_set in (wide, tiles):
@@ -148,11 +148,19 @@ def test_a_view_is_planned_the_asked_way(plan, script, place, monkeypatch, tmp_p
         assert model.config.windows.max_px == (model.config.r_px if eval_set.tiles else 64)
 
 
-def test_starts_have_the_prior_or_not_and_fresh_adapters_of_their_rank(plan, script, place, make_model, tmp_path):
-    base_folder = tmp_path / "base"
+def test_starts_have_the_prior_or_not_and_fresh_adapters_of_their_rank(
+    parts, plan, script, place, make_model, tmp_path
+):
+    base_folder, prior_folder = tmp_path / "base", tmp_path / "prior"
     save_model(base_folder, make_model(seed=1), torch.float32)
-    place = replace(place, base=base_folder)
-    starts = [plan.START, plan.Start(name="start-rank_2", rank=2), plan.Start(name="start-random", random=True)]
+    save_model(prior_folder, make_model(seed=2), torch.float32)
+    place = replace(place, base=base_folder, prior=prior_folder)
+    starts = [
+        plan.START,
+        parts.Start(name="start-rank_2", rank=2),
+        parts.Start(name="start-random", random=True),
+        parts.Start(name="start-prior", prior=True),
+    ]
     unets = []
     for start in starts:
         script.ensure(start, place, "")
@@ -167,23 +175,41 @@ def test_starts_have_the_prior_or_not_and_fresh_adapters_of_their_rank(plan, scr
     base = load_tensors(base_folder / UNET_FILE)[0]
     assert all(torch.equal(unets[0][key], base[key]) and torch.equal(unets[1][key], base[key]) for key in base)
     assert base.keys() == unets[2].keys()
-    assert not torch.equal(unets[2]["conv_in.weight"], base["conv_in.weight"])
+    prior = load_tensors(place.prior / UNET_FILE)[0]
+    assert all(torch.equal(unets[3][key], prior[key]) for key in prior)
+    for other in (base, prior):
+        assert not torch.equal(unets[2]["conv_in.weight"], other["conv_in.weight"])
+    assert not torch.equal(prior["conv_in.weight"], base["conv_in.weight"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("option", "changes", "message"),
     [
-        ({"backbone": "sd21"}, "made for tiny"),
-        ({"training": [{"stage": 1, "step": 9, "config": {"train": "base"}}]}, "trained beyond the prior"),
+        ("base", {"backbone": "sd21"}, "made for tiny"),
+        ("prior", {"backbone": "sd21"}, "made for tiny"),
+        ("prior", {"training": [{"stage": 0}, {"stage": 1, "config": {"train": "base"}}]}, "trained beyond the prior"),
+        ("prior", {"training": [{"stage": 1, "config": {"train": "adapter"}}]}, "trained beyond the prior"),
     ],
 )
-def test_a_base_that_is_no_prior_is_refused(plan, script, place, model_folder, tmp_path, changes, message):
+def test_a_start_from_the_wrong_model_is_refused(
+    parts, script, place, model_folder, tmp_path, option, changes, message
+):
+    found = shutil.copytree(model_folder, tmp_path / "found")
+    config = ModelConfig.read(found / CONFIG_NAME).model_copy(update=changes)
+    (found / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
+    start = parts.Start(name="start", prior=option == "prior")
+    with pytest.raises(ConfigError, match=f"--{option} .*{message}"):
+        script.ensure(start, replace(place, **{option: found}), "")
+    assert not script.is_finished(start, place)
+
+
+def test_a_start_keeps_the_record_of_what_taught_its_base(plan, script, place, model_folder, tmp_path):
     base = shutil.copytree(model_folder, tmp_path / "base")
-    config = ModelConfig.read(base / CONFIG_NAME).model_copy(update=changes)
+    records = [{"stage": 0}, {"stage": 1, "config": {"train": "base"}}, {"stage": 1, "config": {"train": "adapter"}}]
+    config = ModelConfig.read(base / CONFIG_NAME).model_copy(update={"training": records})
     (base / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
-    with pytest.raises(ConfigError, match=message):
-        script.ensure(plan.START, replace(place, base=base), "")
-    assert not script.is_finished(plan.START, place)
+    script.ensure(plan.START, replace(place, base=base), "")
+    assert ModelConfig.read(place.model(plan.START) / CONFIG_NAME).training == records[:2]
 
 
 def test_a_run_is_written_down_and_is_not_repeated(script, toy, model_folder, photos, tmp_path, monkeypatch, capsys):
@@ -233,18 +259,25 @@ def test_an_unfinished_phase_is_taken_up(script, plan, toy, place, monkeypatch):
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(script, model_folder, tmp_path, capsys):
-    assert script.main([str(tmp_path / "runs"), "--base", str(model_folder), "--dry-run"]) == 0
+    model = str(model_folder)
+    assert script.main([str(tmp_path / "runs"), "--base", model, "--prior", model, "--dry-run"]) == 0
     said = capsys.readouterr().out
     for name in NAMES:
         assert f"\n{name}: " in f"\n{said}"
-    assert "stage_1-1500: stage 1 from start, 1500 steps x 12 of 128 px, about 59 min" in said
-    assert "stage_1-1500: stage 1 from start, 1500 steps x 12 of 128 px, counted above" in said
+    assert "stage_1-400: stage 1 from start, 400 steps x 6 of 128 px, about 8 min" in said
+    assert "stage_1-400: stage 1 from start, 400 steps x 6 of 128 px, counted above" in said
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(["--only", "rank"], "known ones: twice, loop"), (["--steps", "1"], "at least 2"), (["--base", "x"], "not there")],
+    [
+        (["--only", "rank"], "known ones: twice, loop"),
+        (["--steps", "1"], "at least 2"),
+        (["--base", "x"], "not there"),
+        (["--prior", "x"], "not there"),
+        (["--only", "prior"], "a model of stage 0, and none was given"),
+    ],
 )
 def test_wrong_wishes_are_one_sentence(script, tmp_path, capsys, changes, message):
     assert script.main([str(tmp_path), "--dry-run", *changes]) == 2

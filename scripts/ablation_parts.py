@@ -1,0 +1,112 @@
+"""What an ablation consists of.
+
+An arm is a chain of training phases that begins with a start model; the arms of one group are compared with each other
+and are alike in all but what the question is about. Phases of one name are one phase: ablations share what they have in
+common.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS = ("psnr", "ssim", "lpips", "dists", "niqe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model with fresh adapters: the base's weights, the prior's or random ones; the model's own rank or another."""
+
+    name: str
+    rank: int | None = None
+    prior: bool = False
+    random: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One run of `tudsr train`; `settings` are those that the preset does not have, JSON values."""
+
+    name: str
+    stage: int
+    start: "Start | Phase"
+    settings: Mapping[str, Any]
+    keeps_discriminator: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Steps of this phase alone."""
+        return int(self.settings["steps"])
+
+    def chain(self) -> tuple["Phase", ...]:
+        """Return the phases from the start to this one."""
+        return (*(self.start.chain() if isinstance(self.start, Phase) else ()), self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where things lie; `prior` is a model of stage 0, which one ablation asks for."""
+
+    runs: Path
+    base: Path
+    photos: Path
+    test: Path
+    prior: Path | None = None
+
+    def folder(self, phase: Phase | Start) -> Path:
+        """Return the folder of a phase's run."""
+        return self.runs / "phases" / phase.name
+
+    def model(self, phase: Phase | Start) -> Path:
+        """Return the folder of the model that a phase leaves."""
+        return self.folder(phase) / "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """Photos, how they are degraded, and by what outputs are measured.
+
+    `tiles` takes windows of the model's R only, `limit` the first so many photos only.
+    """
+
+    name: str
+    folder: str
+    scale: int
+    preset: str = "light"
+    metrics: tuple[str, ...] = METRICS
+    tiles: bool = False
+    limit: int | None = None
+
+    @property
+    def pairs(self) -> str:
+        """Name of the folder of pairs."""
+        return f"{self.folder}-{self.preset}-x{self.scale}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What is trained, by its last phase, and how it is run on each test set (M4, M2N2, …)."""
+
+    name: str
+    phase: Phase
+    ways: Sequence[tuple[EvalSet, str]]
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A question and the arms that answer it; `note` says what a reader of the figures has to know."""
+
+    title: str
+    question: str
+    steps: int
+    arms: Sequence[Arm]
+    note: str = ""
+
+    def sets(self) -> list[EvalSet]:
+        """Return the test sets, in order, once each."""
+        return list(dict.fromkeys(eval_set for arm in self.arms for eval_set, _ in arm.ways))
+
+    def on(self, eval_set: EvalSet) -> list[tuple[Arm, str]]:
+        """Return the arms that are run on a test set, with their ways."""
+        return [(arm, way) for arm in self.arms for found, way in arm.ways if found == eval_set]
