@@ -18,7 +18,7 @@ from typing import Any
 import machine
 from PIL import Image
 
-from tudsr.memory import parse_memory
+from tudsr.request import parse_memory
 
 _PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "budgie.jpg"
 _RUN = "from tudsr.apps.cli import main; main()"

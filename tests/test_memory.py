@@ -6,43 +6,12 @@ import torch
 from tudsr.config import WindowRange
 from tudsr.cost import meta_model
 from tudsr.errors import InputError
-from tudsr.machine import resident_bytes
-from tudsr.memory import (
-    Need,
-    fit,
-    free_bytes,
-    parse_memory,
-    pictures_bytes,
-    rows_bytes,
-    spooled_bytes,
-    until_it_fits,
-)
+from tudsr.machine import free_bytes, resident_bytes
+from tudsr.memory import Need, fit, pictures_bytes, rows_bytes, spooled_bytes, until_it_fits
 from tudsr.planner import plan_passes
 from tudsr.request import Request
 
 MB = 10**6
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("2GB", 2 * 10**9),
-        ("800 MB", 8 * 10**8),
-        ("1.5GiB", 3 * 2**29),
-        ("64k", 64_000),
-        ("123", 123),
-        (7, 7),
-        ("1t", 10**12),
-    ],
-)
-def test_sizes_in_words(text, count):
-    assert parse_memory(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "much", "-2GB", "2 PB", "0", "GB", "2GB!", "1e9"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(InputError, match="2GB, 800MB or 1.5GiB"):
-        parse_memory(text)
 
 
 @pytest.fixture
@@ -93,6 +62,17 @@ def test_a_gpus_budget_is_about_windows_and_the_hosts_about_pictures(need):
     assert fit(wish, request, 10**12, host=100 * MB).on_disk
     single = fit(need(2000, 3000, 4), request, 10**12, host=10**12)
     assert found.parts["windows"] == 2 * single.parts["windows"]
+
+
+def test_fewer_windows_run_together_before_anything_else_changes(need):
+    wish, request = need(2000, 3000, 4, batch=4), Request(scale=4)
+    found, seen = fit(wish, request, 10**12), []
+    while found.most_px is None:
+        seen.append((found.batch, found.on_disk))
+        found = fit(wish, request, found.peak_bytes - 1)
+    assert seen == [(4, False), (2, False), (1, False), (1, True)]
+    assert found.batch == 1
+    assert found.applied(request).batch == 1
 
 
 def test_without_a_disk_only_windows_shrink(need):

@@ -12,7 +12,7 @@ from tudsr.config import WindowRange
 from tudsr.errors import ConfigError, InputError
 from tudsr.image import Picture, picture_from
 from tudsr.one_step import z0_from_prediction
-from tudsr.pipeline import TUDSR, load
+from tudsr.pipeline import TUDSR, Spread, load
 from tudsr.request import Request, _window_range
 from tudsr.resize import upsample
 from tudsr.stage import Stage, inference
@@ -235,7 +235,14 @@ def test_eightfold_unless_scale_or_size_or_both_ratios_are_given(tudsr, monkeypa
     requests = []
     monkeypatch.setattr(TUDSR, "upscale_picture", lambda self, picture, request, _: requests.append(request) or picture)
     tudsr.upscale(noise(4, 4), **options)
-    assert requests == [Request.of(options)]
+    assert requests == [tudsr.settled(Request.of(options))]
+
+
+@pytest.mark.parametrize(("device", "batch"), [("cpu", 1), ("mps", 1), ("cuda", 4)])
+def test_windows_run_together_as_the_device_likes_or_as_asked(tudsr, device, batch):
+    there = TUDSR(tudsr.model, Spread(run=lambda *_: iter(()), device=device))
+    assert there.settled(Request(scale=2)).batch == batch
+    assert there.settled(Request(scale=2, batch=3)).batch == 3
 
 
 def test_the_models_own_ranges_bound_the_plan(tudsr, monkeypatch):

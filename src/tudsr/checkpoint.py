@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tudsr.errors import ModelError
 
+FP16 = ".fp16.safetensors"
 _METADATA = "tudsr"
 
 
@@ -90,6 +91,45 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the .safetensors files of one part of a diffusers folder, sorted; fp16 variants only where all are."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [path for path in found if not path.name.endswith(FP16)] or found
+
+
+def weights_variant(folder: Path) -> str | None:
+    """Return the `variant` by which diffusers and transformers find what `find_weights` does."""
+    return "fp16" if any(path.name.endswith(FP16) for path in find_weights(folder)) else None
+
+
+def tensor_reader(paths: Iterable[Path]) -> Callable[[str], Any]:
+    """Return what reads one tensor by its name, each time anew, from safetensors files, which are mapped into memory.
+
+    Raises:
+        ModelError: now or on reading, when a file is missing or damaged, or none has a tensor of that name.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Path] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= dict.fromkeys(file.keys(), path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a readable safetensors file ({error}).") from error
+
+    def read(name: str) -> Any:
+        if name not in found:
+            raise ModelError(f"{', '.join(map(str, set(found.values())))}: holds no weight {name!r}.")
+        try:
+            with safe_open(found[name], framework="pt") as file:  # closed again: mapped pages count as resident memory
+                return file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{found[name]}: {name!r} cannot be read again ({error}).") from error
+
+    return read
 
 
 def sha256_file(path: Path) -> str:

@@ -28,6 +28,7 @@ from tudsr.resize import Region, upsampled
 from tudsr.tiling import Progress
 
 Say = Callable[[str], None]
+Later = Callable[[Callable[[], None]], None]
 
 WORK_SUFFIX = ".tudsr-work"
 _MB = 1e6
@@ -53,6 +54,7 @@ def upscale_file(
     in_memory: bool = False,
     progress: Progress | None = None,
     say: Say = lambda line: None,
+    later: Later | None = None,
 ) -> Enlarged:
     """Enlarge one picture file.
 
@@ -68,37 +70,52 @@ def upscale_file(
         in_memory: whether the pictures are wanted in memory; where they do not fit, that is refused.
         progress: called with (windows done, windows in all).
         say: called with a sentence for whatever the user should know.
+        later: given what writes the file, which raises what this function does, where the picture is small beside the
+            memory that is free; None: it is written before this function returns.
 
     Raises:
         InputError: for a picture that cannot be read, written or done within the memory or the disk's free space.
         ConfigError: for wishes that cannot be met.
     """
-    header = read_header(source)
+    header, request = read_header(source), model.settled(request)
     size = header.height, header.width
     plan = model.plan(*size, request)
     check_size(target, plan.height, plan.width)
-    folder = work_folder(target)
-    earlier = earlier_request(folder, request) if memory is None else None
+    earlier = earlier_request(work_folder(target), request) if memory is None else None
     fit = None if earlier else model.fit(size, plan, request, memory, header.pixel_bytes)
     on_disk = earlier is not None or (fit is not None and fit.on_disk)
-    request = earlier or request.model_copy(update={"most_px": fit.most_px if fit else request.most_px})
+    request = earlier or (fit.applied(request) if fit else request)
     if fit is not None and fit.most_px is not None:
         say(f"{source}: windows of at most {fit.most_px} px, to keep to the memory; the result is a little different.")
+    if on_disk and in_memory:
+        raise InputError(f"{source}: the pictures do not fit into memory, so they cannot be laid side by side.")
 
     def run(request: Request) -> Enlarged:
         if on_disk:
-            if in_memory:
-                raise InputError(f"{source}: the pictures do not fit into memory, so they cannot be laid side by side.")
             return _Spooled(model, source, target, header, request).run(progress, say)
-        before = read_picture(source)
-        after = model.upscale_picture(before, request, progress)
-        for note in (*before.info.notes, *write_picture(target, after)):
-            say(f"{source}: {note}")
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have begun it on disk
-        found = model.plan(before.height, before.width, request)
-        return Enlarged(plan=found, in_size=(before.width, before.height), before=before, after=after)
+        return _in_memory(model, source, target, request, progress, say, later if fit is None else None)
 
     return until_it_fits(run, request, model.config.windows, lambda line: say(f"{source}: {line}"))
+
+
+def _in_memory(
+    model: TUDSR, source: Path, target: Path, request: Request, progress: Progress | None, say: Say, later: Later | None
+) -> Enlarged:
+    before = read_picture(source)
+    after = model.upscale_picture(before, request, progress)
+
+    def write() -> None:
+        for note in (*before.info.notes, *write_picture(target, after)):
+            say(f"{source}: {note}")
+        shutil.rmtree(work_folder(target), ignore_errors=True)  # an earlier run may have begun it on disk
+
+    (later or _now)(write)
+    plan = model.plan(before.height, before.width, request)
+    return Enlarged(plan=plan, in_size=(before.width, before.height), before=before, after=after)
+
+
+def _now(write: Callable[[], None]) -> None:
+    write()
 
 
 def work_folder(target: Path) -> Path:
@@ -108,7 +125,7 @@ def work_folder(target: Path) -> Path:
 
 
 def earlier_request(folder: Path, request: Request) -> Request | None:
-    """Return what an earlier run on disk was asked, if that is this request, but for its windows' largest side."""
+    """Return what an earlier run on disk was asked, if that is this request, but for how it fitted into memory."""
     journal = read_journal(folder)
     if journal is None:
         return None
@@ -116,7 +133,8 @@ def earlier_request(folder: Path, request: Request) -> Request | None:
         found = Request(**journal["key"]["request"])
     except (KeyError, TypeError, ValueError):  # of another version
         return None
-    return found if found.model_copy(update={"most_px": request.most_px}) == request else None
+    own = request.model_dump(include={"most_px", "low_memory", "batch"})
+    return found if found.model_copy(update=own) == request else None
 
 
 class _Spooled:

@@ -1,7 +1,7 @@
 """Model folders: find one by name, path or hub id, load it, save it, check it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tudsr import lora
+from tudsr import checkpoint, lora
 from tudsr.backbones import Backbone
 from tudsr.backbones.space_to_depth import SpaceToDepth
-from tudsr.checkpoint import load_tensors, save_tensors, sha256_file, verify_hashes, weight_hashes, write_text
+from tudsr.checkpoint import find_weights, load_tensors, save_tensors, sha256_file, weights_variant, write_text
 from tudsr.config import ModelConfig
 from tudsr.errors import ModelError
 
@@ -22,7 +22,6 @@ PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
 EMBEDDED = ("tiny",)
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-FP16 = ".fp16.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
@@ -103,6 +102,21 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
     return Model(config, backbone.eval(), scheduler, folder)
 
 
+def base_reader(model: Model) -> Callable[[str], torch.Tensor]:
+    """Return what reads one of a loaded model's own UNet weights from its files, by its name there.
+
+    Raises:
+        ModelError: when the model has no files, or they lack a weight that an adapter changes.
+    """
+    if model.folder is None:
+        raise ModelError("low_memory reads the base from its files; this model was made in memory and has none.")
+    read = checkpoint.tensor_reader(find_weights(model.folder / "unet"))
+    for stage in lora.STAGES:
+        for path in lora.layers(model.backbone.unet, stage):
+            read(f"{path}.weight")  # now rather than after the first pass
+    return read
+
+
 def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None) -> tuple[Backbone, Any]:
     """Load unet/, vae/ and scheduler/ of a diffusers folder.
 
@@ -166,17 +180,6 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if info["missing_keys"]:  # diffusers itself only warns
         raise ModelError(f"{folder}: the weights of {min(info['missing_keys'])!r} and maybe others are missing.")
     return net
-
-
-def find_weights(folder: Path) -> list[Path]:
-    """Return the .safetensors files of one part of a diffusers folder, sorted; fp16 variants only where all are."""
-    found = sorted(folder.glob("*.safetensors"))
-    return [path for path in found if not path.name.endswith(FP16)] or found
-
-
-def weights_variant(folder: Path) -> str | None:
-    """Return the `variant` by which diffusers and transformers find what `find_weights` does."""
-    return "fp16" if any(path.name.endswith(FP16) for path in find_weights(folder)) else None
 
 
 def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
@@ -278,7 +281,7 @@ def finish_folder(folder: Path, model: Model, record: Mapping[str, Any] | None) 
         index[name] = [library, type(part).__name__]
     write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
     training = [*model.config.training, *([dict(record)] if record else [])]
-    config = model.config.model_copy(update={"sha256": weight_hashes(folder), "training": training})
+    config = model.config.model_copy(update={"sha256": checkpoint.weight_hashes(folder), "training": training})
     write_text(folder / CONFIG_NAME, config.to_json())
     return config
 
@@ -286,4 +289,4 @@ def finish_folder(folder: Path, model: Model, record: Mapping[str, Any] | None) 
 def verify_model(name: str | Path) -> list[str]:
     """Hash every weight file of a model; returns one line per difference from tudsr.json, none when all is well."""
     folder = find_model(name)
-    return verify_hashes(folder, ModelConfig.read(folder / CONFIG_NAME).sha256)
+    return checkpoint.verify_hashes(folder, ModelConfig.read(folder / CONFIG_NAME).sha256)

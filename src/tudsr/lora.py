@@ -1,14 +1,15 @@
 """LoRA adapters of the two stages on one UNet: attach, apply, save, load.
 
-peft holds the layers. Two ways to run one of them, each a context manager that puts everything back:
+peft holds the layers. Three ways to run one of them, each a context manager that puts everything back:
 `switched` uses peft's own forward (cheap in memory: what a full-size model trains with); `merged` runs each layer with
-W + scaling * B @ A (cheap in time: what inference uses, and what small models train with).
+W + scaling * B @ A (cheap in time: what inference uses, and what small models train with); `overwritten` does so too,
+without a second copy of the weights, where they can be read again.
 """
 
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,34 @@ def merged(unet: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for layer in adapted:
             layer.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def overwritten(unet: nn.Module, name: str, base: Callable[[str], Tensor]) -> Iterator[None]:
+    """Run as `merged` does, without gradients, the sums in the base weights' own place: no second copy of them.
+
+    Args:
+        unet: the network.
+        name: the adapter.
+        base: name of a weight → what it was, on any device and in a dtype that the network's own was cast from; asked
+            on leaving, as nothing is subtracted: the base comes back bit for bit.
+    """
+    adapted = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    weights = {f"{path}.weight": layer.get_base_layer().weight for path, layer in layers(unet, name).items()}
+    assert weights, f"no adapter {name!r} is attached"
+    assert not any("forward" in layer.__dict__ for layer in adapted), "an adapter is written over another"
+    try:
+        for layer in layers(unet, name).values():
+            own = layer.get_base_layer()
+            own.weight.data.copy_(_summed(layer, own, name))
+        for layer in adapted:
+            layer.forward = layer.get_base_layer().forward
+        yield
+    finally:
+        for layer in adapted:
+            layer.__dict__.pop("forward", None)
+        for key, weight in weights.items():
+            weight.data.copy_(base(key))
 
 
 def _merged_forward(layer: Any, name: str | None) -> Any:

@@ -14,6 +14,8 @@ from tudsr.device import pick_dtype
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
+_CGROUP = Path("/sys/fs/cgroup")
+_LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _MATMUL_SIDE = {"cuda": 8192}
 _MATMUL_SIDE_ELSEWHERE = 2048
 _MATMUL_RUNS, _MATMUL_SECONDS = 9, 1.0
@@ -101,3 +103,23 @@ def _timed_matmul(a: torch.Tensor, b: torch.Tensor) -> float:
     begun = time.perf_counter()
     (a @ b)[0, 0].item()  # reading a number waits for the device
     return time.perf_counter() - begun
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what may be used: of the GPU's memory on CUDA, of the machine's (or its container's) elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _LEFT_FREE)
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used))
+    return int(free * _LEFT_FREE)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not there, or «max»
+        return None

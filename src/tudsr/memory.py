@@ -1,14 +1,13 @@
 """Memory as the user's number: what an enlargement needs, and how it is made to stay below a budget.
 
-In this order: everything in memory; the pictures on disk, a row of windows in memory; smaller windows, down to the
-model's smallest, which is the only choice that changes the result.
+In this order: everything in memory; fewer windows together; the pictures on disk, a row of windows in memory; adapters
+in the base weights' own place; smaller windows, down to the model's smallest, which is the only choice that changes the
+result.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -18,16 +17,14 @@ from tudsr.config import WindowRange
 from tudsr.cost import BYTES_PER_PIXEL, PassCost, pass_costs, weights_bytes, window_bytes
 from tudsr.errors import InputError
 from tudsr.folder import Model
+from tudsr.machine import free_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request
 from tudsr.windows import WindowGrid
 
 T = TypeVar("T")
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
-_CGROUP = Path("/sys/fs/cgroup")
-_LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
 _ALPHA = 4  # bytes a pixel: transparency, which few pictures have
 _STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
@@ -41,6 +38,8 @@ class Fit:
 
     Attributes:
         on_disk: whether the pictures live on disk; only rows of windows are in memory then.
+        batch: windows that run together.
+        low_memory: whether the running stage's merged layers take the place of the base's (see `Request`).
         most_px: the largest window side, where windows had to be smaller than the model's; None: they are the model's.
         parts: what takes how many bytes at the peak.
         disk_bytes: what the pictures take on disk.
@@ -48,6 +47,8 @@ class Fit:
     """
 
     on_disk: bool
+    batch: int = 1
+    low_memory: bool = False
     most_px: int | None
     parts: dict[str, int]
     disk_bytes: int
@@ -58,38 +59,10 @@ class Fit:
         """Memory at the peak."""
         return sum(self.parts.values())
 
-
-def parse_memory(text: str | int) -> int:
-    """Turn «2GB», «800 MB» or «1.5GiB» into bytes; a number is bytes already.
-
-    Raises:
-        InputError: for anything else, and for less than a byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
-    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if count < 1:
-        raise InputError(f"memory {text!r}: a size is expected, for example 2GB, 800MB or 1.5GiB.")
-    return count
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return what may be used: of the GPU's memory on CUDA, of the machine's (or its container's) elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _LEFT_FREE)
-    import psutil
-
-    free = psutil.virtual_memory().available
-    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
-    return int(free * _LEFT_FREE)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or «max»
-        return None
+    def applied(self, request: Request) -> Request:
+        """Return a request that is met this way."""
+        found = {"most_px": self.most_px, "low_memory": self.low_memory, "batch": self.batch}
+        return request.model_copy(update=found)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -133,7 +106,7 @@ def until_it_fits(run: Callable[[Request], T], request: Request, own: WindowRang
 
 
 def _halved(request: Request, own: WindowRange) -> Request | None:
-    if request.batch > 1:
+    if request.batch and request.batch > 1:
         return request.model_copy(update={"batch": request.batch // 2})
     windows = request.windows(own)
     most_px = _half_side(windows.max_px, windows)
@@ -198,9 +171,10 @@ class Need:
         size: height and width of the input.
         plan: its passes.
         base: bytes that are taken anyway: libraries and weights.
-        batch: windows that run together.
+        batch: windows that run together, at most.
         pixel_bytes: of a pixel in the files.
         color: the colour fix.
+        rereads: whether the base's weights can be read again from files.
     """
 
     shapes: Model
@@ -210,6 +184,7 @@ class Need:
     batch: int = 1
     pixel_bytes: int = 3
     color: str = "wavelet"
+    rereads: bool = False
 
 
 def fit(
@@ -220,7 +195,7 @@ def fit(
     host: int | None = None,
     spool: bool = True,
 ) -> Fit:
-    """Choose where the pictures live, and how large windows are, for an enlargement to stay below a budget.
+    """Choose where pictures and merged layers live, and how large windows are, to stay below a budget.
 
     Args:
         need: the enlargement.
@@ -233,7 +208,7 @@ def fit(
         InputError: when the least possible is above the budget; it is named.
     """
     least: Fit | None = None
-    for choice in _choices(need, request, host, (False, True) if spool else (False,)):
+    for choice in _choices(need, request, host, _ways(need, request, spool=spool)):
         if choice.peak_bytes <= budget:
             return choice
         if least is None or choice.peak_bytes < least.peak_bytes:
@@ -254,15 +229,37 @@ def fit_here(need: Need, request: Request, memory: int | None, device: torch.dev
     return fit(need, request, budget, host=host, spool=spool)
 
 
-def _choices(need: Need, request: Request, host: int | None, places: tuple[bool, ...]) -> Iterator[Fit]:
-    """Yield from the most to the least memory: smaller windows only where the pictures are where they take least."""
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """What costs time only."""
+
+    batch: int
+    on_disk: bool
+    low_memory: bool
+
+
+def _ways(need: Need, request: Request, *, spool: bool) -> list[_Way]:
+    """Return ways from the quickest to what takes least."""
+    way = _Way(batch=need.batch, on_disk=False, low_memory=request.low_memory)
+    ways = [way]
+    while way.batch > 1:
+        ways.append(way := replace(way, batch=way.batch // 2))
+    if spool:
+        ways.append(way := replace(way, on_disk=True))
+    if need.rereads and not way.low_memory:
+        ways.append(replace(way, low_memory=True))
+    return ways
+
+
+def _choices(need: Need, request: Request, host: int | None, ways: list[_Way]) -> Iterator[Fit]:
+    """Yield from the most to the least memory: smaller windows only after all else."""
     own, most_px = request.windows(need.shapes.config.windows), request.most_px
     while True:
         windows = request.model_copy(update={"most_px": most_px}).windows(need.shapes.config.windows)
         passes = pass_costs(need.shapes, need.plan, windows)
-        for on_disk in places if most_px is None else places[-1:]:
-            found = _fit(need, passes, most_px, on_disk=on_disk, on_gpu=host is not None)
-            if host is None or on_disk or _host_bytes(need, passes) <= host:
+        for way in ways if most_px is None else ways[-1:]:
+            found = _fit(need, passes, most_px, way, on_gpu=host is not None)
+            if host is None or way.on_disk or _host_bytes(need, passes) <= host:
                 yield found
         side = most_px or max(max(one.grid.window_h, one.grid.window_w) for one in passes)
         most_px = _half_side(side, own)
@@ -270,18 +267,19 @@ def _choices(need: Need, request: Request, host: int | None, places: tuple[bool,
             return
 
 
-def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, *, on_disk: bool, on_gpu: bool) -> Fit:
+def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Way, *, on_gpu: bool) -> Fit:
+    merged, bare = (weights_bytes(need.shapes, merged=one) for one in (not way.low_memory, False))
     parts = {
         "base": need.base,
-        "merged weights": weights_bytes(need.shapes) - weights_bytes(need.shapes, merged=False),
-        "windows": need.batch * max(window_bytes(one.window) for one in passes),
+        "merged weights": merged - bare,
+        "windows": way.batch * max(window_bytes(one.window) for one in passes),
     }
     if not on_gpu:
-        parts["pictures"] = 0 if on_disk else _pictures(need)
+        parts["pictures"] = 0 if way.on_disk else _pictures(need)
         parts["rows"] = max(rows_bytes(one.grid) for one in passes)
         parts["slack"] = _SLACK
-    disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if on_disk else 0
-    return Fit(on_disk=on_disk, most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
+    disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if way.on_disk else 0
+    return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 
 
 def _host_bytes(need: Need, passes: tuple[PassCost, ...]) -> int:

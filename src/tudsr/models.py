@@ -6,20 +6,10 @@ import torch
 
 from tudsr import lora
 from tudsr.backbones import Backbone, blueprint, sd21
-from tudsr.checkpoint import sha256_file
+from tudsr.checkpoint import FP16, find_weights, sha256_file, weights_variant
 from tudsr.config import ModelConfig
 from tudsr.errors import InputError, ModelError
-from tudsr.folder import (
-    FP16,
-    UNET_FILE,
-    Model,
-    fetch_hub,
-    find_weights,
-    load_backbone,
-    load_vae,
-    save_model,
-    weights_variant,
-)
+from tudsr.folder import UNET_FILE, Model, fetch_hub, load_backbone, load_vae, save_model
 
 _WEIGHTS = (UNET_FILE, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 _VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")

@@ -17,18 +17,22 @@ from tudsr.config import ModelConfig
 from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
-from tudsr.folder import Model, load_model
+from tudsr.folder import Model, base_reader, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
-from tudsr.machine import resident_bytes
-from tudsr.memory import Fit, Need, fit_here, free_bytes, parse_memory, pictures_bytes, until_it_fits
+from tudsr.machine import free_bytes, resident_bytes
+from tudsr.memory import Fit, Need, fit_here, pictures_bytes, until_it_fits
 from tudsr.planner import Pass, Plan, plan_passes
-from tudsr.request import Request
+from tudsr.request import Request, parse_memory
 from tudsr.resize import Region, part_of, upsample, upsampled
 from tudsr.stage import Stage, inference
 from tudsr.tiling import Fn, Progress, tiled_rows
 from tudsr.whole import latent_grid, restored
 from tudsr.windows import WindowGrid, plan_windows
 
+BATCH = {"cuda": 4}
+"""Device → windows that run together unless somebody says how many; 1 elsewhere.
+
+One window fills two CPU cores (docs/benchmarks/targets.md). Not measured on CUDA."""
 _STRIP_PIXELS = 2**20
 
 
@@ -103,11 +107,11 @@ class TUDSR:
             InputError: for a picture that cannot be used or contradictory wishes.
             ConfigError: for an unknown or wrong option.
         """
-        request, picture = Request.of({"scale": scale, **options}), picture_from(image)
+        request, picture = self.settled(Request.of({"scale": scale, **options})), picture_from(image)
         if memory is not None:
             size = picture.height, picture.width
             found = self.fit(size, self.plan(*size, request), request, parse_memory(memory), spool=False)
-            request = request.model_copy(update={"most_px": found.most_px if found else None})
+            request = found.applied(request) if found else request
         enlarged = until_it_fits(
             lambda less: self.upscale_picture(picture, less, progress), request, self.config.windows, warnings.warn
         )
@@ -115,7 +119,8 @@ class TUDSR:
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
-        plan, store = self.plan(picture.height, picture.width, request), MemoryStore()
+        request, store = self.settled(request), MemoryStore()
+        plan = self.plan(picture.height, picture.width, request)
         size = picture.height, picture.width
         rows = self.run_passes(part_of(picture.pixels), size, plan, request, store, progress)
         pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width)
@@ -123,6 +128,10 @@ class TUDSR:
         if alpha is not None:
             alpha = upsample(alpha, plan.height, plan.width).clamp_(0, 1)
         return replace(picture, pixels=pixels, alpha=alpha)
+
+    def settled(self, request: Request) -> Request:
+        """Return a request that says how many windows run together."""
+        return request if request.batch else request.model_copy(update={"batch": BATCH.get(self.device, 1)})
 
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
@@ -174,16 +183,17 @@ class TUDSR:
         height, width = after = step.height, step.width
         lq_up = upsampled(x, size, after)
         grid, fix, stage = self.grid(step, request), color_fix(request.color), self._stage(step.stage, request)
+        batch = request.batch or 1
 
         def each(restore: Fn, windows: Iterator[Tensor]) -> Iterator[Tensor]:
             return map(restore, windows) if self.spread is None else self.spread.run(step.stage, request, windows)
 
         def blended(start: int) -> Iterator[Tensor]:
-            with inference(stage) as restore:
+            with self._inference(stage, request) as restore:
                 if request.vae == "whole":
-                    yield restored(stage, lq_up(0, height, 0, width), grid, request.batch, progress)[..., start:, :]
+                    yield restored(stage, lq_up(0, height, 0, width), grid, batch, progress)[..., start:, :]
                     return
-                rows = tiled_rows(restore, lq_up, grid, request.batch, progress, start, each)
+                rows = tiled_rows(restore, lq_up, grid, batch, progress, start, each)
                 yield from strips(rows, strip_rows(width))
 
         def finished(start: int) -> Iterator[Tensor]:
@@ -204,7 +214,10 @@ class TUDSR:
 
     def running(self, number: int, request: Request) -> AbstractContextManager[Fn]:
         """Make the context that gives what a stage, 1 or 2, makes of windows, (b, 3, h, w), [-1, 1]."""
-        return inference(self._stage(number, request))
+        return self._inference(self._stage(number, request), request)
+
+    def _inference(self, stage: Stage, request: Request) -> AbstractContextManager[Fn]:
+        return inference(stage, base_reader(self.model) if request.low_memory else None)
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
@@ -254,8 +267,8 @@ class TUDSR:
             return None
         base = torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes()
         need = Need(
-            shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch, pixel_bytes=pixel_bytes,
-            color=request.color,
+            shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch or 1, pixel_bytes=pixel_bytes,
+            color=request.color, rereads=self.model.folder is not None,
         )  # fmt: skip
         return fit_here(need, request, memory, device, spool=spool)
 

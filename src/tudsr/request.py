@@ -1,14 +1,16 @@
 """What a user asks of one picture."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
 from tudsr.color import COLOR_FIXES
 from tudsr.config import Settings, WindowRange
-from tudsr.errors import ConfigError
+from tudsr.errors import ConfigError, InputError
 
 DEFAULT_SCALE = 8.0
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 class Request(Settings):
@@ -17,8 +19,10 @@ class Request(Settings):
     `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
     `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1, takes up
     to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it; `batch` windows
-    run together; `shift_px` moves the grid of windows (to measure seams). With `vae` whole the autoencoder sees the
-    picture as a whole, and only the UNet goes by windows.
+    run together, or as many as suit the device; with `low_memory` a stage's LoRA is written over the base's weights,
+    which are read from their files again after each pass (the same picture, a little later); `shift_px` moves the grid
+    of windows (to measure seams). With `vae` whole the autoencoder sees the picture as a whole, and only the UNet goes
+    by windows.
     """
 
     scale: float | None = None
@@ -34,7 +38,8 @@ class Request(Settings):
     tile_px: int | None = Field(default=None, gt=0)
     overlap_px: int | None = Field(default=None, ge=0)
     most_px: int | None = Field(default=None, gt=0)
-    batch: int = Field(default=1, gt=0)
+    batch: int | None = Field(default=None, gt=0)
+    low_memory: bool = False
     shift_px: int = Field(default=0, ge=0)
 
     @classmethod
@@ -97,3 +102,16 @@ def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None)
                 f"with an overlap of {overlap} px; nearest: {' and '.join(map(str, nearest))}."
             )
     return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)
+
+
+def parse_memory(text: str | int) -> int:
+    """Turn «2GB», «800 MB» or «1.5GiB» into bytes; a number is bytes already.
+
+    Raises:
+        InputError: for anything else, and for less than a byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
+    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if count < 1:
+        raise InputError(f"memory {text!r}: a size is expected, for example 2GB, 800MB or 1.5GiB.")
+    return count

@@ -1,7 +1,7 @@
 """One stage: upsample → encode → one step → decode. Inference and training both call it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,13 @@ from tudsr import resize
 from tudsr.backbones.base import Backbone
 from tudsr.backbones.constants import kept
 from tudsr.color import fix_color
-from tudsr.lora import LORA_FORWARDS, scaled
+from tudsr.lora import LORA_FORWARDS, overwritten, scaled
 from tudsr.one_step import z0_from_prediction
 from tudsr.tiling import Fn, tiled
 from tudsr.windows import WindowGrid
+
+Base = Callable[[str], Tensor]
+"""Name of one of the UNet's weights → the weight as it is in its file."""
 
 
 class Stage(nn.Module):
@@ -33,10 +36,16 @@ class Stage(nn.Module):
         self.backbone, self.t, self.adapter, self.strength = backbone, t, adapter, strength
 
     @contextlib.contextmanager
-    def active(self, how: str = "merged") -> Iterator[None]:
-        """Make the context in which `forward` runs with this stage's adapter (see `lora.LORA_FORWARDS`)."""
-        unet = self.backbone.unet
-        with scaled(unet, self.adapter, self.strength), LORA_FORWARDS[how](unet, self.adapter):
+    def active(self, how: str = "merged", base: Base | None = None) -> Iterator[None]:
+        """Make the context in which `forward` runs with this stage's adapter.
+
+        Args:
+            how: a key of `lora.LORA_FORWARDS`.
+            base: gives the base's weights back: the adapter is written over them, whatever `how` says.
+        """
+        unet, name = self.backbone.unet, self.adapter
+        forward = LORA_FORWARDS[how](unet, name) if base is None or name is None else overwritten(unet, name, base)
+        with scaled(unet, name, self.strength), forward:
             yield
 
     @staticmethod
@@ -82,8 +91,12 @@ def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid, color: str = "w
 
 
 @contextlib.contextmanager
-def inference(stage: Stage) -> Iterator[Fn]:
+def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
     """Run a stage for a picture: no gradient, its adapter merged once, constants kept, train/eval mode put back.
+
+    Args:
+        stage: the stage.
+        base: see `Stage.active`.
 
     Yields:
         What the stage makes of windows, (b, 3, h, w), wherever they lie: only they go to its device, and come back.
@@ -92,7 +105,7 @@ def inference(stage: Stage) -> Iterator[Fn]:
     modes = [(module, module.training) for module in stage.modules()]
     stage.eval()
     try:
-        with torch.inference_mode(), stage.active("merged"), kept(stage.backbone):
+        with torch.inference_mode(), stage.active("merged", base), kept(stage.backbone):
             yield lambda windows: stage(windows.to(device)).to(windows.device)
     finally:
         for module, mode in modes:

@@ -28,6 +28,9 @@ class BicubicModel:
     def plan(self, height: int, width: int, r: Request) -> Plan:
         return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
 
+    def settled(self, request: Request) -> Request:
+        return request
+
     def fit(self, *_: object, **__: object) -> None:
         return None
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import fsspec
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tudsr import files
 from tudsr.apps.cli import app
 from tudsr.apps.journal import Journal
 from tudsr.apps.ray_cluster import Share, share_out
@@ -53,8 +55,99 @@ def test_a_folder_run_journals_beginnings_and_ends(bicubic, photo, tmp_path):
     (tmp_path / "in/b.png").write_bytes(b"not a picture")
     photo(tmp_path / "in/deep/c.png")
     run(tmp_path / "in", "-o", tmp_path / "out")
-    expected = [("began", "a.png"), ("done", "a.png"), ("began", "b.png"), ("failed", "b.png")]
-    assert events(tmp_path / "out") == [*expected, ("began", "deep/c.png"), ("done", "deep/c.png")]
+    found = events(tmp_path / "out")
+    ends = {"a.png": "done", "b.png": "failed", "deep/c.png": "done"}
+    for name, end in ends.items():
+        assert [event for event, key in found if key == name] == ["began", end]
+    assert [name for event, name in found if event == "began"] == list(ends)
+    assert [name for event, name in found if event != "began"] == list(ends)
+
+
+@pytest.fixture
+def slow_writing(bicubic, photo, tmp_path, monkeypatch):
+    """Two pictures; the first is not written before the second is enlarged, or for a while if that never comes."""
+    second_made, made, overlapped = threading.Event(), [], []
+    write, enlarge = files.write_picture, bicubic.upscale_picture
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+
+    def enlarged(*arguments):
+        made.append(None)
+        if len(made) == 2:
+            second_made.set()
+        return enlarge(*arguments)
+
+    def go(*more, timeout=20):
+        def slowly(target, picture):
+            if target.name == "a.png":
+                overlapped.append(second_made.wait(timeout))
+            return write(target, picture)
+
+        monkeypatch.setattr(files, "write_picture", slowly)
+        monkeypatch.setattr(bicubic, "upscale_picture", enlarged)
+        return run(tmp_path / "in", "-o", tmp_path / "out", *more), overlapped
+
+    return go
+
+
+def test_a_picture_is_written_while_the_next_one_is_made(slow_writing, tmp_path):
+    result, overlapped = slow_writing()
+    assert result.exit_code == 0
+    assert overlapped == [True]
+    assert events(tmp_path / "out")[:2] == [("began", "a.png"), ("began", "b.png")]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", JOURNAL}
+
+
+def test_with_a_memory_budget_pictures_are_done_one_after_another(slow_writing):
+    result, overlapped = slow_writing("--memory", "8GB", timeout=0.3)
+    assert result.exit_code == 0
+    assert overlapped == [False]
+
+
+@pytest.mark.parametrize("suspect", ["a.png", "b.png"])
+def test_one_that_may_have_killed_an_earlier_run_is_in_work_alone(slow_writing, tmp_path, suspect):
+    Journal(str(tmp_path / "out")).begin(task(tmp_path / "out", suspect))
+    result, overlapped = slow_writing(timeout=0.3)
+    assert result.exit_code == 0
+    assert overlapped == [False]
+    begun_and_done = [("began", "a.png"), ("done", "a.png"), ("began", "b.png"), ("done", "b.png")]
+    assert events(tmp_path / "out")[1:] == begun_and_done
+
+
+def test_what_fails_to_be_written_is_reported_and_the_next_one_is_done(bicubic, photo, tmp_path, monkeypatch):
+    def full(target, picture, write=files.write_picture):
+        if target.name == "a.png":
+            raise InputError(f"{target}: cannot be written (no space left).")
+        return write(target, picture)
+
+    monkeypatch.setattr(files, "write_picture", full)
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    result = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "a.png: cannot be written (no space left)." in result.stderr
+    assert "1 of 2 pictures could not be enlarged" in result.stderr
+    assert ("failed", "a.png") in events(tmp_path / "out")
+    assert (tmp_path / "out/b.png").is_file()
+
+
+def test_what_was_made_is_written_when_the_next_one_is_stopped(bicubic, photo, tmp_path, monkeypatch):
+    enlarge, calls = bicubic.upscale_picture, []
+
+    def stopped(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return enlarge(*arguments)
+
+    monkeypatch.setattr(bicubic, "upscale_picture", stopped)
+    for name in "ab":
+        photo(tmp_path / f"in/{name}.png")
+    assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code != 0
+    assert (tmp_path / "out/a.png").is_file()
+    assert set(events(tmp_path / "out")) == {
+        ("began", "a.png"), ("done", "a.png"), ("began", "b.png"), ("stopped", "b.png"),
+    }  # fmt: skip
 
 
 def test_a_single_file_leaves_no_journal(bicubic, photo, tmp_path):

@@ -56,13 +56,16 @@ def upscale(
     stage: Annotated[Literal["both", "1", "2"], typer.Option(help="One stage alone, for ablation.")] = "both",
     tile_px: Annotated[int | None, typer.Option(help="Side of the windows.")] = None,
     overlap_px: Annotated[int | None, typer.Option(help="Overlap of the windows.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Windows that run together.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows run together.  [default: the device's]")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     vae: Annotated[Literal["windows", "whole"], typer.Option(help="What the autoencoder sees at once.")] = "windows",
     color: Color = "wavelet",
     fidelity: Fidelity = 0.0,
     memory: Memory = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Re-read the base's weights after each pass instead of copying them.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
@@ -87,9 +90,12 @@ def upscale(
     from tudsr.apps.engines import upscale_all
     from tudsr.apps.upscale import Run, make_request
 
-    names = {"m": m, "n": n, "t1": t1, "t2": t2, "tile_px": tile_px, "overlap_px": overlap_px, "vae": vae}
-    alone = stage if stage == "both" else int(stage)
-    request = make_request(scale, size, names | {"stage": alone, "color": color, "fidelity": fidelity, "batch": batch})
+    options = {
+        "m": m, "n": n, "t1": t1, "t2": t2, "stage": stage if stage == "both" else int(stage), "tile_px": tile_px,
+        "overlap_px": overlap_px, "batch": batch, "vae": vae, "color": color, "fidelity": fidelity,
+        "low_memory": low_memory,
+    }  # fmt: skip
+    request = make_request(scale, size, options)
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
         compare=compare, memory=memory, engine=engine, address=address, workers=workers,

@@ -21,7 +21,7 @@ from tudsr.apps.ray_cluster import connected, import_ray, share_out
 from tudsr.apps.ray_crew import LOST, Crew, Member, in_order
 from tudsr.apps.remote import Task, is_url
 from tudsr.apps.upscale import Run
-from tudsr.apps.work import Outcome, Work, enlarge_task, probe
+from tudsr.apps.work import Attempt, Outcome, Work, probe
 from tudsr.errors import InputError
 from tudsr.pipeline import Spread
 from tudsr.request import Request
@@ -52,7 +52,7 @@ class Worker:
 
     def enlarge(self, task: Task) -> Outcome:
         """Enlarge one picture."""
-        return enlarge_task(self._model, task, self._request, self._run)
+        return Attempt(self._model, task, self._request, self._run).enlarge().finish()
 
     def restore(self, number: int, request: Request, windows: NDArray) -> NDArray:
         """Return what a stage makes of windows, both (b, 3, h, w), float32; it stays ready for the next ones."""

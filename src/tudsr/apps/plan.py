@@ -12,10 +12,10 @@ from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
 from tudsr.folder import Model
 from tudsr.machine import matmul_rate
-from tudsr.memory import Fit, Need, fit_here, parse_memory
-from tudsr.pipeline import TUDSR
+from tudsr.memory import Fit, Need, fit_here
+from tudsr.pipeline import BATCH, TUDSR
 from tudsr.planner import Plan
-from tudsr.request import Request
+from tudsr.request import Request, parse_memory
 
 SHARES = {("tiny", "cpu"): 0.7, ("sd21", "cpu"): 0.6}
 """Backbone and device → the share of the matrix product's rate that enlargements reached.
@@ -52,8 +52,10 @@ def make_plan(
 
     Returns:
         What `--json` prints; `seconds` and `rate` are null where no rate is known. `peak_mb` (10^6 bytes) is the sum
-        of `memory_mb`, which is the GPU's on CUDA. `on_disk` says whether pictures live there (`disk_mb` then), and
-        `most_px` is the largest window where windows had to shrink, else null.
+        of `memory_mb`, which is the GPU's on CUDA. `batch` windows
+        run together; `on_disk` says whether pictures live there (`disk_mb` then),
+        `low_memory` whether the base's weights are read again after each pass rather than copied, and `most_px` is the
+        largest window where windows had to shrink, else null.
 
     Raises:
         TudsrError: for a model, size, scale, rate, device or dtype that cannot be used.
@@ -76,6 +78,7 @@ def make_plan(
         "peak_mb": found.peak_bytes / _MB,
         "memory_mb": {name: round(count / _MB, 1) for name, count in found.parts.items()},
         "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1), "most_px": found.most_px,
+        "low_memory": found.low_memory, "batch": found.batch,
         "seconds": None if rate is None else tflop / rate, "rate": rate,
     }  # fmt: skip
 
@@ -86,7 +89,9 @@ def _fit(
     # This command has loaded the same libraries as an enlargement does, and holds little else.
     libraries = 0 if device.type == "cuda" else int(peak_rss_mb() * _MB)
     base = libraries + weights_bytes(shapes, merged=False)
-    return fit_here(Need(shapes=shapes, size=size, plan=plan, base=base), request, memory, device)
+    batch = BATCH.get(device.type, 1)
+    need = Need(shapes=shapes, size=size, plan=plan, base=base, batch=batch, rereads=True)
+    return fit_here(need, request, memory, device)
 
 
 def _rate(backbone: str, device: torch.device, dtype: torch.dtype) -> float | None:
@@ -120,6 +125,10 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines.append(f"memory   about {plan['peak_mb']:.0f} MB ({memory})")
     if plan["on_disk"]:
         lines.append(f"disk     {plan['disk_mb']:.0f} MB: the pictures do not fit into the memory and live there")
+    if plan["batch"] > 1:
+        lines.append(f"batch    {plan['batch']} windows run together")
+    if plan["low_memory"]:
+        lines.append("weights  read again after each pass rather than copied, to fit")
     if plan["most_px"]:
         lines.append(f"windows  shrunk to {plan['most_px']} px to fit; the result is a little different")
     if plan["seconds"] is None:

@@ -84,7 +84,8 @@ class Reporter:
         # A file's size foretells its share of the work, without opening it.
         self._weights = {task: task.size_bytes for task in tasks}
         self._task = self._bar.add_task("", total=sum(self._weights.values()))
-        self._base, self._number, self._count = 0, 0, len(tasks)
+        self._made = dict.fromkeys(tasks, 0.0)
+        self._number, self._count = 0, len(tasks)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -100,12 +101,15 @@ class Reporter:
 
     def windows(self, task: Task, done: int, total: int) -> None:
         """Advance by windows of one picture."""
-        self._bar.update(self._task, completed=self._base + self._weights[task] * done / max(1, total))
+        self._advance(task, done / max(1, total))
 
     def end(self, task: Task) -> None:
         """Count a picture as dealt with, well or not."""
-        self._base += self._weights[task]
-        self._bar.update(self._task, completed=self._base)
+        self._advance(task, 1.0)
+
+    def _advance(self, task: Task, share: float) -> None:
+        self._made[task] = self._weights[task] * share
+        self._bar.update(self._task, completed=sum(self._made.values()))
 
     def done(self, result: Result) -> None:
         """Report a finished picture."""

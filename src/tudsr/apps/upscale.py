@@ -12,12 +12,12 @@ from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_size, write_comparison
 from tudsr.apps.report import Result, peak_gpu_mb, peak_rss_mb
 from tudsr.errors import InputError
-from tudsr.files import upscale_file
+from tudsr.files import Later, upscale_file
 from tudsr.image_encode import check_size
 from tudsr.image_spool import read_header
-from tudsr.memory import is_out_of_memory, parse_memory
+from tudsr.memory import is_out_of_memory
 from tudsr.pipeline import TUDSR
-from tudsr.request import Request
+from tudsr.request import Request, parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,9 @@ def memory_in_words(job: Job) -> Iterator[None]:
         ) from error
 
 
-def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Listener) -> Result:
+def enlarge_job(
+    model: TUDSR, job: Job, request: Request, run: Run, reporter: Listener, later: Later | None = None
+) -> Result:
     """Enlarge one picture file.
 
     Args:
@@ -97,6 +99,7 @@ def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Li
         request: what is asked of the picture.
         run: the rest.
         reporter: hears of windows and of what could not be kept.
+        later: see `upscale_file`; the result tells of the file as if it were there.
 
     Raises:
         InputError: when it cannot be done.
@@ -115,6 +118,7 @@ def enlarge_job(model: TUDSR, job: Job, request: Request, run: Run, reporter: Li
         in_memory=run.compare is not None,
         progress=lambda done, total: reporter.windows(job, done, total),
         say=reporter.note,
+        later=None if run.compare is not None else later,
     )
     seconds = time.perf_counter() - begun
     if run.compare is not None:

@@ -1,11 +1,15 @@
 """What engines share: one command's pictures with their journal and report, and one picture done in words."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 from tudsr.apps.batch import Job
 from tudsr.apps.journal import MOST_ATTEMPTS, Journal
-from tudsr.apps.remote import Task, local_job
+from tudsr.apps.remote import Task, is_url, local_job
 from tudsr.apps.report import Reporter, Result
 from tudsr.apps.upscale import Run, enlarge_job, memory_in_words
 from tudsr.errors import InputError
@@ -89,6 +93,10 @@ class Work:
         self.reporter.end(task)
         return False
 
+    def lost_before(self, task: Task) -> bool:
+        """Whether an attempt at a picture began in an earlier run, or on another worker, and never ended."""
+        return self._journal.attempts(task) > 0
+
     def give_up(self, sentence: str) -> None:
         """Count and report a picture that cannot be done.
 
@@ -124,10 +132,10 @@ def probe(model: TUDSR, request: Request) -> None:
         model.plan(_PROBE_PX, _PROBE_PX, request)
 
 
-def enlarge_task(
-    model: TUDSR, task: Task, request: Request, run: Run, windows: Callable[[int, int], None] | None = None
-) -> Outcome:
-    """Enlarge one picture from and to anywhere; what the user can mend is an outcome, not an exception.
+class Attempt:
+    """One attempt at a picture from and to anywhere, in two parts, so that one is written while the next is made.
+
+    What the user can mend is an outcome, not an exception.
 
     Args:
         model: loaded.
@@ -136,17 +144,51 @@ def enlarge_task(
         run: the rest.
         windows: called with (windows done, windows in all).
     """
-    names: dict[str, str] = {}
-    listener = _Listener(windows)
-    try:
-        with local_job(task) as job:
-            names = {str(job.source): task.source, str(job.target): task.target}
+
+    def __init__(
+        self,
+        model: TUDSR,
+        task: Task,
+        request: Request,
+        run: Run,
+        windows: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.task = task
+        self._model, self._request, self._run = model, request, run
+        self._listener = _Listener(windows)
+        self._names: dict[str, str] = {}
+        self._result: Result | None = None
+        self._error = ""
+        self._writes: list[Callable[[], None]] = []
+
+    def enlarge(self, *, write: bool = True) -> Self:
+        """Read and enlarge; without `write` a file that is local may be written by `finish` only."""
+        later = None if write or is_url(self.task.target) else self._writes.append
+        with self._in_words(), local_job(self.task) as job:
+            self._names = {str(job.source): self.task.source, str(job.target): self.task.target}
             with memory_in_words(job):
-                result = enlarge_job(model, job, request, run, listener)
-    except InputError as error:
-        return Outcome(error=_renamed(str(error), names))
-    notes = tuple(_renamed(note, names) for note in listener.notes)
-    return Outcome(result=replace(result, input=task.source, output=task.target), notes=notes)
+                self._result = enlarge_job(self._model, job, self._request, self._run, self._listener, later)
+        return self
+
+    def finish(self) -> Outcome:
+        """Write what is not yet written; on any thread."""
+        begun = time.perf_counter()
+        job = Job(source=Path(self.task.source), target=Path(self.task.target))
+        with self._in_words(), memory_in_words(job):
+            for write in self._writes:
+                write()
+        if self._error or self._result is None:
+            return Outcome(error=_renamed(self._error, self._names))
+        seconds = round(self._result.seconds + time.perf_counter() - begun, 3)
+        result = replace(self._result, input=self.task.source, output=self.task.target, seconds=seconds)
+        return Outcome(result=result, notes=tuple(_renamed(note, self._names) for note in self._listener.notes))
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            self._error = str(error)
 
 
 class _Listener:
