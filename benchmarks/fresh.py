@@ -90,8 +90,7 @@ def _work(args: argparse.Namespace, dtype: str, seconds: float) -> dict[str, Any
 
     kind = getattr(torch, dtype.removeprefix("torch."))
     shapes = meta_model(args.model, kind)
-    most = {"max_m": shapes.config.m_range[1], "max_n": shapes.config.n_range[1]}
-    plan = plan_passes(args.side, args.side, scale=args.scale, **most)
+    plan = plan_passes(args.side, args.side, scale=args.scale, **shapes.config.ratios)
     useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
     matmul = matmul_rate(pick_device("auto"), kind)["tflops"]
     return {

@@ -1,6 +1,7 @@
 """Make training pairs once that would cost degrading them anew in every run: photos, or a teacher's pictures, and LQ.
 
-    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6] [--exclude NAME ...]
+    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6] [--mix light=0.8 heavy=0.2]
+        [--exclude NAME ...]
 
 Reads the photos as a run does (the same ones are set aside for validation), cuts crops of 512 px, degrades them as the
 presets do and writes OUT/lq and OUT/gt, for `tudsr train --set pairs=OUT`. With --teacher, the ground truth is what
@@ -62,9 +63,12 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[])
     parser.add_argument("--val-count", type=int, default=12)
     parser.add_argument("--crops", type=int, default=6, help="of each photo")
+    parser.add_argument("--mix", nargs="*", default=["light=0.8", "heavy=0.2"], help="degradations and their weights")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     found = [path for path in find_photos(args.photos) if not any(part in path.as_posix() for part in args.exclude)]
+    weights = {name: float(weight) for name, _, weight in (part.partition("=") for part in args.mix)}
+    mix = DegradationMix(weights=weights)
     paths, _ = split_photos(found, args.val_count, seed=0, root=args.photos)
     model, begun = args.teacher and teacher(args.teacher), time.perf_counter()
     for photo, path in enumerate(paths):
@@ -76,7 +80,7 @@ def main() -> None:
             square = pixels[top : top + SIDE_PX, left : left + SIDE_PX]
             gt = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
             side = SIDE_PX // args.ratio
-            lq = degrade(gt, side, side, preset=DegradationMix(), seed=args.seed, index=index)
+            lq = degrade(gt, side, side, preset=mix, seed=args.seed, index=index)
             lq = ((lq.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # what its file will hold
             save(args.out / "lq" / f"{index:05d}.png", lq)
             save(args.out / "gt" / f"{index:05d}.png", enlarge(model, lq, args.ratio) if model else gt)

@@ -32,7 +32,7 @@ phase base_3 1 "$runs/base_2/model" "${restore[@]}" --set "pairs=$teacher" --set
 
 mix() { # mix OUT STAGE SHARE MODEL OTHER: MODEL with a share of OTHER's adapter of that stage
   [ -f "$runs/$1/tudsr.json" ] ||
-    "$bin/python" scripts/interpolate.py "$runs/$4" "$runs/$5" "$runs/$1" --stage "$2" --share "$3"
+    "$bin/python" scripts/adapters.py mix "$runs/$4" "$runs/$5" "$runs/$1" --stage "$2" --share "$3"
 }
 
 # Sharp: the one-step GAN on true photos, in the adapters.

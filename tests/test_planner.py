@@ -132,6 +132,22 @@ def test_a_models_own_ranges_bound_the_ratios(scale, max_m, max_n, passes):
     assert shape(plan_passes(30, 40, scale=scale, max_m=max_m, max_n=max_n)) == passes
 
 
+@pytest.mark.parametrize(
+    ("scale", "once", "passes"),
+    [
+        (4, 4, [(1, 4)]),
+        (2, 4, [(1, 2)]),
+        (3, 2, [(1, 1.5), (2, 2)]),
+        (4, 3.9, [(1, 2), (2, 2)]),
+        (5, 4, [(1, 2.5), (2, 2)]),
+        (6, 8, [(1, 3), (2, 2)]),  # beyond what stage 1 was trained for
+        (8, 4, [(1, 4), (2, 2)]),
+    ],
+)
+def test_a_model_may_be_better_in_one_pass(scale, once, passes):
+    assert shape(plan_passes(30, 40, scale=scale, once=once)) == passes
+
+
 def test_a_model_that_cannot_go_on_says_how_far_it_gets():
     with pytest.raises(InputError, match=r"x5 is more than this model makes; up to x4 is accepted"):
         plan_passes(30, 40, scale=5, max_m=4, max_n=1)

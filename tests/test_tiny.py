@@ -46,7 +46,7 @@ def sharpness(x: Tensor) -> float:
     return float(x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean())
 
 
-@pytest.mark.parametrize("options", [{"stage": 1}, {}])
+@pytest.mark.parametrize("options", [{}, {"m": 2, "n": 2}])
 def test_fidelity_trades_sharpness_for_psnr(tiny, pair, options):
     lq, gt = pair
     psnr = METRICS["psnr"].load(None)

@@ -98,7 +98,8 @@ class ModelConfig(Settings):
     """The contents of `tudsr.json`: all that a loader needs beside the diffusers folders.
 
     `r_px` is the native resolution R, in pixels; t1 and t2 are timesteps of the scheduler's training schedule (0 to
-    999); `m_range` is the span of the first upsampling ratio that stage 1 was trained for, `n_range` the second's.
+    999); `m_range` is the span of the first upsampling ratio that stage 1 was trained for, `n_range` the second's;
+    ratios up to `once_up_to` are made in one pass, where figures say that this model is better so (1: METHOD's rule).
     """
 
     format_version: Literal[1] = 1
@@ -108,6 +109,7 @@ class ModelConfig(Settings):
     windows: WindowRange
     m_range: tuple[float, float] = (1.0, 4.0)
     n_range: tuple[float, float] = (1.0, 2.0)
+    once_up_to: float = Field(default=1.0, ge=1)
     t1: int = Field(default=200, ge=0, le=999)
     t2: int = Field(default=50, ge=0, le=999)
     lora: LoraSpec = LoraSpec()
@@ -116,3 +118,8 @@ class ModelConfig(Settings):
     licence: str
     sha256: dict[str, str] = Field(default_factory=dict)
     training: list[dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """What `planner.plan_passes` needs to know of the model."""
+        return {"max_m": self.m_range[1], "max_n": self.n_range[1], "once": self.once_up_to}

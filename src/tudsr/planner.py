@@ -64,6 +64,7 @@ def plan_passes(
     stage: Which = "both",
     max_m: float = MAX_M,
     max_n: float = MAX_N,
+    once: float = 1.0,
 ) -> Plan:
     """Split an enlargement into passes.
 
@@ -77,6 +78,7 @@ def plan_passes(
         stage: both, or 1 or 2 for that stage alone at the whole ratio (the paper's M4, M8 and N4, N8).
         max_m: the largest ratio that is planned for stage 1; m by hand may be larger.
         max_n: the largest ratio that is planned for a pass of stage 2; n by hand may be larger.
+        once: the largest ratio that stage 1 makes alone although two passes could; at most max_m counts.
 
     Returns:
         The plan.
@@ -92,7 +94,7 @@ def plan_passes(
         scale = m * n
     target, scale = _target(height, width, scale, size)
     if stage == "both" and m is None and n is None:
-        ratios = _planned(scale, max_m, max_n)
+        ratios = _planned(scale, max_m, max_n, once)
         stages: Sequence[int] = (1,) + (2,) * (len(ratios) - 1)
     else:
         stages, ratios = _by_hand(scale, m, n, stage)
@@ -148,8 +150,8 @@ def _by_hand(scale: float, m: float | None, n: float | None, stage: Which) -> tu
     return (1, 2), [first, second]
 
 
-def _planned(scale: float, max_m: float, max_n: float) -> list[float]:
-    if scale <= max_m and (scale < max_n or max_n <= 1):
+def _planned(scale: float, max_m: float, max_n: float, once: float) -> list[float]:
+    if scale <= max_m and (scale < max_n or scale <= once or max_n <= 1):
         return [scale]
     if scale <= max_m * max_n * (1 + _CLOSE):  # 2.4 / 0.3 is a hair above 8
         n = min(max_n, scale)  # scale is the smaller one where stage 1 can do less than stage 2

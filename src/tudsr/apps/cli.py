@@ -208,7 +208,7 @@ def evaluate(
 def degrade(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of sharp photos.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set: gt, lq and degraded.json.")],
-    preset: Annotated[Literal["light", "heavy"], typer.Option(help="How strongly.")],
+    preset: Annotated[Literal["light", "heavy", "camera"], typer.Option(help="How.")],
     scale: Annotated[int, typer.Option(min=1, help="Ratio of the photos to their degraded partners.")],
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
 ) -> None:

@@ -45,8 +45,8 @@ def describe_lines(facts: dict[str, Any]) -> list[str]:
         f"base        {facts['base_model'] or '–'}",
         f"resolution  R = {facts['r_px']} px; windows {windows['min_px']} to {windows['max_px']} px, multiples of "
         f"{windows['stride_px']}, overlap {windows['overlap_px']} px",
-        f"ratios      M {_span(facts['m_range'])}, N {_span(facts['n_range'])}; "
-        f"timesteps t1 = {facts['t1']}, t2 = {facts['t2']}",
+        f"ratios      M {_span(facts['m_range'])}, N {_span(facts['n_range'])}, "
+        f"once up to x{facts['once_up_to']:g}; timesteps t1 = {facts['t1']}, t2 = {facts['t2']}",
         f"LoRA        rank {lora['rank']}, alpha {lora['alpha']}",
         f"weights     {facts['weights_mb']} MB",
     ]

@@ -102,6 +102,18 @@ PRESETS: dict[str, Degradation] = {
             poisson_scale=(0.05, 2.5), jpeg_quality=(30, 95),
         ),
     ),
+    # What a good camera does from further away: a soft lens, hardly any noise, the finest JPEG.
+    "camera": Degradation(
+        first=DegradationStage(
+            sigma_px=(0.4, 2.4), resize=(1.0, 1.0), resize_probs=(0.0, 0.0, 1.0), noise_sigma=(0.2, 2),
+            poisson_scale=(0.01, 0.05), jpeg_quality=(98, 100),
+        ),
+        second=DegradationStage(
+            blur_prob=0.0, sigma_px=(0.2, 1.5), resize=(1.0, 1.0), resize_probs=(0.0, 0.0, 1.0), noise_sigma=(0.2, 2),
+            poisson_scale=(0.01, 0.05), jpeg_quality=(90, 100),
+        ),
+        final_sinc_prob=0.2,
+    ),
 }  # fmt: skip
 
 DegradationLike = str | Degradation | DegradationMix

@@ -152,9 +152,7 @@ def _way(
 def _plan(config: ModelConfig, request: Request) -> Plan:
     """Plan for the smallest picture: the ratios are those of every picture."""
     r = request
-    return plan_passes(
-        1, 1, scale=r.scale, m=r.m, n=r.n, stage=r.stage, max_m=config.m_range[1], max_n=config.n_range[1]
-    )
+    return plan_passes(1, 1, scale=r.scale, m=r.m, n=r.n, stage=r.stage, **config.ratios)
 
 
 def _runner(model: TUDSR, request: Request) -> Run:
