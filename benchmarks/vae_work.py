@@ -17,7 +17,7 @@ from tudsr.folder import Model
 from tudsr.windows import plan_windows
 
 SIDE_PX, PICTURE_PX = 512, 2048
-HALOS_PX = (32, 24, 16, 8)
+HALOS_PX = (24, 16, 8)
 _TERA = 1e12
 _T = 200
 

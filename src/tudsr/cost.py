@@ -32,11 +32,11 @@ from tudsr.windows import WindowGrid, plan_windows
 
 META = torch.device("meta")
 BYTES_PER_PIXEL = 3 * 4  # RGB in float32
-WORKSPACE = 2
-"""Resident memory of a window over its `live_bytes`: operations have workspaces, and what is freed is given back late.
+WORKSPACE = {torch.float32: 1.5, torch.bfloat16: 2.0, torch.float16: 2.0}
+"""Dtype → resident memory of a window over its `live_bytes`, for what operations need inside and give back late.
 
-Measured for `tiny` in bfloat16 on a CPU, the other parts taken off: 2.0 at 256² → 1024², 1.6 at 256² → 2048². Not
-verified on CUDA."""
+Measured for `tiny` on CPUs, the other parts taken off: in bfloat16 2.0 at 256² → 1024² and 1.6 at 256² → 2048²; in
+float32, which needs no conversions, 0.7 to 1.1 at 256² → 2048². Not verified on CUDA."""
 _BYTES_PER_FLOAT32 = 4
 _TIMESTEPS = 1000
 
@@ -136,9 +136,9 @@ def pass_costs(model: Model, plan: Plan, windows: WindowRange) -> tuple[PassCost
     return tuple(passes)
 
 
-def window_bytes(window: WindowCost) -> int:
-    """Return the resident memory that a window is expected to take: WORKSPACE times its live bytes."""
-    return int(WORKSPACE * window.live_bytes)
+def window_bytes(window: WindowCost, dtype: torch.dtype) -> int:
+    """Return the resident memory that a window is expected to take in a dtype: WORKSPACE times its live bytes."""
+    return int(WORKSPACE[dtype] * window.live_bytes)
 
 
 @torch.no_grad()

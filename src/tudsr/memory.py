@@ -272,7 +272,7 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
     parts = {
         "base": need.base,
         "merged weights": merged - bare,
-        "windows": way.batch * max(window_bytes(one.window) for one in passes),
+        "windows": way.batch * max(window_bytes(one.window, need.shapes.backbone.dtype) for one in passes),
     }
     if not on_gpu:
         parts["pictures"] = 0 if way.on_disk else _pictures(need)

@@ -132,7 +132,7 @@ def test_an_unreadable_photo_is_skipped_and_keeps_its_place(sharp, tmp_path):
 
 
 def test_mistakes_are_said(sharp, tmp_path):
-    with pytest.raises(ConfigError, match="'mild' is not a degradation; known ones: heavy, light"):
+    with pytest.raises(ConfigError, match="'mild' is not a degradation; known ones: camera, heavy, light"):
         make(sharp, tmp_path / "x", "mild")
     with pytest.raises(InputError, match="--scale 0"):
         make(sharp, tmp_path / "x", scale=0)

@@ -75,7 +75,7 @@ def test_files_are_written(model_folder, photos, tmp_path):
         ({"scale": 0.5}, "scale is 0.5; a number of at least 1"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"count": 0}, "count is 0; at least 1"),
-        ({"degradation": "rain"}, "'rain' is not a degradation; known ones: heavy, light"),
+        ({"degradation": "rain"}, "'rain' is not a degradation; known ones: camera, heavy, light"),
     ],
 )
 def test_values_that_cannot_be_are_refused_before_any_work(changes, words, tmp_path):

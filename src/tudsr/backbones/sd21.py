@@ -36,7 +36,7 @@ def blueprint() -> Blueprint:
             "name": "tudsr-s",
             "backbone": "sd21",
             "r_px": 512,
-            "windows": {"min_px": 512, "max_px": 640, "stride_px": 32, "overlap_px": 64},
+            "windows": {"min_px": 512, "max_px": 640, "stride_px": 16, "overlap_px": 64},
             "base_model": HUB_ID,
             "licence": "CreativeML Open RAIL++-M (the base's); adapters: Apache-2.0",
         },
