@@ -1,7 +1,7 @@
 """Make training pairs once that would cost degrading them anew in every run: photos, or a teacher's pictures, and LQ.
 
-    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6] [--mix light=0.8 heavy=0.2]
-        [--exclude NAME ...]
+    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6]
+        [--mix light=0.8 heavy=0.2] [--exclude NAME ...]
 
 Reads the photos as a run does (the same ones are set aside for validation), cuts crops of 512 px, degrades them as the
 presets do and writes OUT/lq and OUT/gt, for `tudsr train --set pairs=OUT`. With --teacher, the ground truth is what

@@ -136,9 +136,7 @@ class TUDSR:
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
         r = request
-        plan = plan_passes(
-            height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **self.config.ratios
-        )
+        plan = plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **self.config.ratios)
         if r.vae == "whole":
             for step in plan.passes:
                 self.grid(step, r)  # refuses what it cannot do before any work
