@@ -86,11 +86,11 @@ def _work(args: argparse.Namespace, dtype: str, seconds: float) -> dict[str, Any
     from tudsr.cost import meta_model, pass_costs
     from tudsr.device import pick_device
     from tudsr.machine import matmul_rate
-    from tudsr.planner import plan_passes
+    from tudsr.request import Request
 
     kind = getattr(torch, dtype.removeprefix("torch."))
     shapes = meta_model(args.model, kind)
-    plan = plan_passes(args.side, args.side, scale=args.scale, **shapes.config.ratios)
+    plan = Request(scale=args.scale).passes(args.side, args.side, shapes.config)
     useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
     matmul = matmul_rate(pick_device("auto"), kind)["tflops"]
     return {

@@ -118,8 +118,3 @@ class ModelConfig(Settings):
     licence: str
     sha256: dict[str, str] = Field(default_factory=dict)
     training: list[dict[str, Any]] = Field(default_factory=list)
-
-    @property
-    def ratios(self) -> dict[str, float]:
-        """What `planner.plan_passes` needs to know of the model."""
-        return {"max_m": self.m_range[1], "max_n": self.n_range[1], "once": self.once_up_to}

@@ -21,7 +21,7 @@ from tudsr.folder import Model, base_reader, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.machine import free_bytes, resident_bytes
 from tudsr.memory import Fit, Need, fit_here, pictures_bytes, until_it_fits
-from tudsr.planner import Pass, Plan, plan_passes
+from tudsr.planner import Pass, Plan
 from tudsr.request import Request, parse_memory
 from tudsr.resize import Region, part_of, upsample, upsampled
 from tudsr.stage import Stage, inference
@@ -135,11 +135,10 @@ class TUDSR:
 
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
-        r = request
-        plan = plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage, **self.config.ratios)
-        if r.vae == "whole":
+        plan = request.passes(height, width, self.config)
+        if request.vae == "whole":
             for step in plan.passes:
-                self.grid(step, r)  # refuses what it cannot do before any work
+                self.grid(step, request)  # refuses what it cannot do before any work
         return plan
 
     def run_passes(

@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator
 
 from tudsr.color import COLOR_FIXES
-from tudsr.config import Settings, WindowRange
+from tudsr.config import ModelConfig, Settings, WindowRange
 from tudsr.errors import ConfigError, InputError
+from tudsr.planner import Plan, plan_passes
 
 DEFAULT_SCALE = 8.0
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -54,6 +55,13 @@ class Request(Settings):
         large = any(options.get(name) is not None for name in ("scale", "size"))
         by_hand = all(options.get(name) is not None for name in ("m", "n"))
         return cls.parse(options if large or by_hand else options | {"scale": DEFAULT_SCALE}, "upscale")
+
+    def passes(self, height: int, width: int, model: ModelConfig) -> Plan:
+        """Return the passes for a picture of that size, within a model's ratios; see `plan_passes` for its errors."""
+        return plan_passes(
+            height, width, scale=self.scale, size=self.size, m=self.m, n=self.n, stage=self.stage,
+            max_m=model.m_range[1], max_n=model.n_range[1], once=model.once_up_to,
+        )  # fmt: skip
 
     def windows(self, own: WindowRange) -> WindowRange:
         """Return the windows that are used with a model, given its own.

@@ -15,7 +15,6 @@ from tudsr.eval.metrics import ShiftedRun
 from tudsr.folder import CONFIG_NAME, find_model
 from tudsr.image import Picture
 from tudsr.pipeline import TUDSR
-from tudsr.planner import Plan, plan_passes
 from tudsr.request import Request
 from tudsr.resize import output_size, upsample
 from tudsr.windows import half_tile_px, plan_windows
@@ -131,7 +130,7 @@ def model_methods(
 def _way(
     model: str, label: str, config: ModelConfig, request: Request, hashes: Mapping[str, str], load: Loader
 ) -> Method:
-    plan = _plan(config, request)
+    plan = request.passes(1, 1, config)  # the ratios are those of every picture
     stages = {step.stage for step in plan.passes}
     ways = "".join(f"{'M' if step.stage == 1 else 'N'}{step.ratio:g}" for step in plan.passes)
     return Method(
@@ -147,12 +146,6 @@ def _way(
         open=lambda: _runner(load(model), request),
         shifted=lambda lq: shifted_run(load(model), lq, request),
     )
-
-
-def _plan(config: ModelConfig, request: Request) -> Plan:
-    """Plan for the smallest picture: the ratios are those of every picture."""
-    r = request
-    return plan_passes(1, 1, scale=r.scale, m=r.m, n=r.n, stage=r.stage, **config.ratios)
 
 
 def _runner(model: TUDSR, request: Request) -> Run:
