@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 import tudsr
+from tudsr.backbones import blueprint
+from tudsr.config import ModelConfig
 from tudsr.data.degradation import degrade
 from tudsr.eval.metrics import METRICS
 from tudsr.pipeline import TUDSR
@@ -44,6 +46,12 @@ def enlarged(tiny: TUDSR, lq: Tensor, **options: object) -> Tensor:
 def sharpness(x: Tensor) -> float:
     """Return the mean absolute difference of neighbours."""
     return float(x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean())
+
+
+def test_it_says_of_itself_what_its_blueprint_says(tiny):
+    wanted = ModelConfig.parse(blueprint("tiny").settings, "tiny")
+    fields = blueprint("tiny").settings.keys()
+    assert tiny.config.model_dump(include=fields) == wanted.model_dump(include=fields)
 
 
 @pytest.mark.parametrize("options", [{}, {"m": 2, "n": 2}])
