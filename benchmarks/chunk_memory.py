@@ -12,8 +12,10 @@ Linux with glibc only.
 The exact loop's windows are of exactly R here for every N, so that only the loop is compared; the trainer's own are a
 little larger (R plus the overlap), so that N of them cover a side.
 
-The loss is plain MAE on the whole picture (exact, none) or on each chunk (paper): discriminator and VGG are left out,
-since they would add the same to every case. `pictures_mb` is what the step must hold whatever the loop: y, gt, the
+The loss is plain MAE on the whole picture (exact, none) or on each chunk (paper); discriminator and VGG are left out.
+In training they add the same for every N only where what they see has one size: a chunk (paper), or a crop of
+`loss_crop_px` (exact, as in the presets). In the exact loop without `loss_crop_px`, and without a loop, they see the
+whole picture, and what they add grows with N². `pictures_mb` is what the step must hold whatever the loop: y, gt, the
 output and its gradient, float32.
 """
 

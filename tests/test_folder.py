@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,43 @@ def test_a_pickle_is_refused(copy):
         load(copy)
 
 
+@pytest.mark.parametrize("pickle", ["pytorch_lora_weights.bin", "adapter_model.bin", "lora.pt", "lora.ckpt"])
+def test_a_pickled_adapter_is_not_taken_for_none(copy, pickle):
+    torch.save(load_tensors(copy / ADAPTER)[0], (copy / ADAPTER).with_name(pickle))
+    load(copy)  # beside the safetensors it is never read
+    (copy / ADAPTER).unlink()
+    relist(copy)
+    with pytest.raises(
+        ModelError, match=rf"stage_1/{pickle}: a pickle.*; pytorch_lora_weights.safetensors is expected"
+    ):
+        load(copy)
+
+
+@pytest.mark.parametrize("pickle", ["prompt.bin", "prompt.pt"])
+def test_a_pickled_prompt_is_not_taken_for_none(copy, pickle):
+    (copy / "other.pt").touch()  # not the prompt's
+    load(copy)
+    torch.save({"prompt_embeds": torch.zeros(1, 3, 5)}, copy / pickle)
+    with pytest.raises(ModelError, match=rf"copy/{pickle}: a pickle.*; prompt.safetensors is expected"):
+        load(copy)
+
+
+def test_a_unet_with_cross_attention_needs_a_prompt(make_model, tmp_path):
+    model = make_model()
+    shape = {"block_out_channels": (16,), "norm_num_groups": 8, "attention_head_dim": 8, "cross_attention_dim": 5}
+    model.backbone.unet = UNet2DConditionModel(
+        in_channels=48, out_channels=48, layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("UpBlock2D",), mid_block_type="UNetMidBlock2D", **shape,
+    )  # fmt: skip
+    model.backbone.prompt_embeds = torch.ones(1, 3, 5)
+    save_model(tmp_path, model, torch.float32)
+    assert load(tmp_path).backbone.prompt_embeds.shape == (1, 3, 5)
+    (tmp_path / PROMPT).unlink()
+    relist(tmp_path)
+    with pytest.raises(ModelError, match="its UNet has cross-attention, but prompt.safetensors is not there"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
 def test_a_missing_part_is_named(copy, part):
     shutil.rmtree(copy / part)
@@ -228,6 +266,35 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     # The network is off in tests (see conftest.py).
     with pytest.raises(ModelError, match="hub model 'nobody/nothing' could not be fetched"):
         load("nobody/nothing")
+
+
+def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch):
+    """What the patterns let through is a whole model: its weights, and nothing that can run code."""
+    hub = Path(shutil.copytree(model_folder, tmp_path / "hub"))
+    (hub / "unet/diffusion_pytorch_model.bin").touch()
+    asked = []
+
+    def download(hub_id, allow_patterns):
+        asked.append(hub_id)
+        for path in (path for path in hub.rglob("*") if path.is_file()):
+            name = path.relative_to(hub).as_posix()
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    loaded = load("owner/name")
+    assert asked == ["owner/name"]
+    assert loaded.folder == tmp_path / "cache"
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+    for name in lora.STAGES:
+        assert torch.equal(output(loaded, name), output(load(model_folder), name))
+    (hub / "tudsr.json").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ModelError, match=r"owner/name: this hub repository has no tudsr\.json"):
+        load("owner/name")
 
 
 def test_find_model_by_path_and_by_embedded_name(model_folder):

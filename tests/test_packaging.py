@@ -1,5 +1,6 @@
-"""The wheel holds what the package needs; the README's commands exist."""
+"""The wheel holds and declares what the package needs; the README's commands exist."""
 
+import ast
 import json
 import os
 import re
@@ -8,8 +9,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +87,54 @@ def _environment_with(wheel: Path, folder: Path) -> Path:
     site = Path(subprocess.check_output([bin_folder / "python", "-c", paths], text=True).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return bin_folder
+
+
+def normalised(name: str) -> str:
+    """Return a distribution's name as indexes compare it. Source: PyPA, «Names and normalization»."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> set[str]:
+    """Return the distributions that pyproject.toml names, for the core or for an extra that users may want."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [lines for extra, lines in project["optional-dependencies"].items() if extra != "dev"]
+    lines = [line for group in (project["dependencies"], *extras) for line in group]
+    return {normalised(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """Return {first name of a module: the distributions that have it}."""
+    return packages_distributions()
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the first names of all modules that a source imports, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+def undeclared(source: str) -> set[str]:
+    """Return the modules a source imports that belong to no declared distribution."""
+    foreign = set(imported(source)) - sys.stdlib_module_names - {"tudsr"}
+    # One that is not installed here, such as an extra's, is taken to be called as its distribution.
+    owners = {name: {normalised(owner) for owner in installed().get(name, [name])} for name in foreign}
+    return {name for name in foreign if not owners[name] & declared()}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_what_the_package_imports_is_declared(path):
+    assert undeclared(path.read_text(encoding="utf-8")) == set()
+
+
+def test_an_import_that_is_not_declared_is_found():
+    source = (
+        "import os, scipy.ndimage\nfrom PIL import Image\ndef f():\n    from skimage import io\n    import nowhere.x"
+    )
+    assert undeclared(source) == {"scipy", "skimage", "nowhere"}
 
 
 def readme_commands() -> list[str]:

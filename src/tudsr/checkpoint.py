@@ -13,6 +13,7 @@ from typing import Any
 from tudsr.errors import ModelError
 
 FP16 = ".fp16.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _METADATA = "tudsr"
 
 
@@ -97,6 +98,11 @@ def find_weights(folder: Path) -> list[Path]:
     """Return the .safetensors files of one part of a diffusers folder, sorted; fp16 variants only where all are."""
     found = sorted(folder.glob("*.safetensors"))
     return [path for path in found if not path.name.endswith(FP16)] or found
+
+
+def pickles(folder: Path, stem: str = "*") -> list[str]:
+    """Return the sorted names of the files in a folder that are pickles by their suffix, of that stem (a glob)."""
+    return sorted(path.name for path in folder.glob(f"{stem}.*") if path.suffix in PICKLES)
 
 
 def weights_variant(folder: Path) -> str | None:

@@ -22,7 +22,6 @@ PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
 EMBEDDED = ("tiny",)
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
 
@@ -93,7 +92,7 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
     backbone, scheduler = load_backbone(folder, dtype, _prompt(folder, dtype))
     for stage in lora.STAGES:
         adapter = folder / ADAPTERS / stage
-        if (adapter / lora.FILE_NAME).is_file():
+        if _is_there(adapter / lora.FILE_NAME, "*"):
             _check_base(adapter, lora.load(backbone.unet, stage, adapter, config.lora), config.sha256)
         else:
             lora.attach(backbone.unet, stage, config.lora)
@@ -121,18 +120,19 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     """Load unet/, vae/ and scheduler/ of a diffusers folder.
 
     Raises:
-        ModelError: when a part is missing, pickled or unreadable.
+        ModelError: when a part is missing, pickled or unreadable, or a UNet with cross-attention has no prompt.
     """
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     unet = _load_part(UNet2DConditionModel, folder / "unet", dtype)
+    if prompt is None and any(getattr(module, "is_cross_attention", False) for module in unet.modules()):
+        raise ModelError(f"{folder}: its UNet has cross-attention, but {PROMPT_NAME} is not there.")
     vae = load_vae(folder / "vae", dtype)
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({error}).") from error
-    prediction = scheduler.config.prediction_type
-    return Backbone(unet, vae, scheduler.alphas_cumprod, prediction, prompt), scheduler
+    return Backbone(unet, vae, scheduler.alphas_cumprod, scheduler.config.prediction_type, prompt), scheduler
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> Any:
@@ -163,7 +163,7 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if kind is SpaceToDepth:
         return SpaceToDepth.from_config(SpaceToDepth.load_config(folder))
     if not find_weights(folder):
-        pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
+        pickles = checkpoint.pickles(folder)
         came = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
         raise ModelError(f"{folder}: {came}; safetensors files are expected.")
     try:
@@ -184,7 +184,14 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
     path = folder / PROMPT_NAME
-    return load_tensors(path)[0]["prompt_embeds"].to(dtype) if path.is_file() else None
+    return load_tensors(path)[0]["prompt_embeds"].to(dtype) if _is_there(path, path.stem) else None
+
+
+def _is_there(path: Path, stem: str) -> bool:
+    """Say whether a file that a model may lack is there; a pickle of that stem in its place is not passed over."""
+    if not path.is_file() and (found := checkpoint.pickles(path.parent, stem)):
+        raise ModelError(f"{path.parent / found[0]}: a pickle, which can run code; {path.name} is expected.")
+    return path.is_file()
 
 
 def _check_small_files(folder: Path, expected: Mapping[str, str]) -> None:

@@ -58,13 +58,18 @@ def tiny_stage_1() -> dict[str, Any]:
 
 
 def tiny_stage_2() -> dict[str, Any]:
-    """LoRA-2 of `tiny`, N = 2, exact loop."""
+    """LoRA-2 of `tiny`, N = 2, exact loop.
+
+    D and the deep losses see crops as large as a chunk, one graph at a time: memory does not grow with N.
+    """
     return _tiny() | {
         "steps": 4000,
         "batch": 4,
         "crop_px": 256,
         "n": 2,
         "loop": "exact",
+        "loss_crop_px": 128,
+        "loss_crops": 4,
         "scales": {"fixed": {"8": 0.5, "4": 0.5}},
         "val_scale": 8.0,
         "init_adapter": "from_stage_1",

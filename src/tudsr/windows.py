@@ -1,7 +1,8 @@
 """Integer geometry of windows: which rectangles of a picture are processed, in which order. No tensors here.
 
 A window is a tile at inference (overlapped and blended) and a chunk in training (one backward each). A plan depends
-on the picture's size and the model's `WindowRange` alone, never on free memory or on the device.
+on the picture's size and a `WindowRange` alone. The range is the model's own, unless a user asks for other windows, or
+there is too little memory for them: then, and as the last resort (memory.py), the largest of the range are left out.
 """
 
 from collections.abc import Iterator

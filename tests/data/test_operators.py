@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from scipy import ndimage, stats
 
@@ -61,11 +60,38 @@ def test_moderate_bilinear_resize_aliases_and_strong_one_does_not() -> None:
     np.testing.assert_allclose(resize_to(x, 10, 10, "bilinear")[0, 0].numpy(), np.asarray(pillow), atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "antialias"), [(40, False), (21, False), (9, True)])
-def test_bicubic_resize_is_torchs(side: int, antialias: bool) -> None:
+def _keys(x: np.ndarray, a: float) -> np.ndarray:
+    """Return Keys' cubic kernel. Source: Keys 1981, eq. 15, whose a is -1/2."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return np.where(x < 1, near, np.where(x < 2, a * (x**3 - 5 * x**2 + 8 * x - 4), 0))
+
+
+def _four_taps(before: int, after: int) -> np.ndarray:
+    """Return the (after, before) matrix of bicubic interpolation at pixel centres, a = -0.75, the border repeated."""
+    padded = np.arange(-2, before + 2)
+    centres = (np.arange(after) + 0.5) * before / after - 0.5
+    taps = _keys(centres[:, None] - padded, -0.75)
+    return taps @ (padded.clip(0, before - 1)[:, None] == np.arange(before))
+
+
+@pytest.mark.parametrize("size", [(40, 31), (21, 60), (12, 12)])
+def test_moderate_bicubic_resize_takes_four_taps(size: tuple[int, int]) -> None:
+    """It aliases, down to a quarter and including it."""
     x = _random(48, 48)
-    reference = F.interpolate(x, size=(side, side), mode="bicubic", align_corners=False, antialias=antialias)
-    assert torch.equal(resize_to(x, side, side, "bicubic"), reference)
+    rows, columns = (_four_taps(48, side) for side in size)
+    reference = np.einsum("yh,chw,xw->cyx", rows, x[0].double().numpy(), columns)
+    np.testing.assert_allclose(resize_to(x, *size, "bicubic")[0].numpy(), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (11, 40), (48, 5)])
+def test_strong_bicubic_resize_is_pillows_antialiased(size: tuple[int, int]) -> None:
+    """As soon as one side is reduced to below a quarter; Pillow's kernel has a = -0.5."""
+    x = _random(48, 48)
+    ours = resize_to(x, *size, "bicubic")[0].numpy()
+    for channel in range(3):
+        pillow = Image.fromarray(x[0, channel].numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
+        np.testing.assert_allclose(ours[channel], np.asarray(pillow), atol=1e-5)
 
 
 def test_gaussian_noise_has_its_deviation_and_independent_channels() -> None:

@@ -18,6 +18,10 @@ from tudsr.train.objective import PIXEL_LOSSES
         ({"jitter_px": 64}, "jitter_px must be below .* 64 px"),
         ({"n": 2, "crop_px": 128}, "n is for stage 2; in stage 1 it must be 1"),
         ({"stage": 0, "train": "base", "n": 2}, "n is for stage 2"),
+        (
+            {"stage": 0, "train": "base", "gradient_checkpointing": True},
+            "gradient_checkpointing goes with stages 1 and 2",
+        ),
         ({"crop_px": 64, "loss_crop_px": 65}, "loss_crop_px may be at most crop_px"),
         ({"degrade_on": "gpu"}, "degrade_on"),
     ],

@@ -305,6 +305,30 @@ def assert_no_duplicates(config: TrainConfig) -> None:
     assert [line["step"] for line in lines(config)] == list(range(1, config.steps + 1))
 
 
+def board(config: TrainConfig) -> dict[str, list[tuple[int, float]]]:
+    """Return all scalars of a run's TensorBoard, (step, value), as TensorBoard itself reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(config.out / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_holds_the_figures_and_no_step_twice(make_config):
+    pytest.importorskip("tensorboard")
+    changes = {"steps": 5, "checkpoint_every": 2}
+    with pytest.raises(HaltError):
+        train(make_config(**changes), progress=halt_at(3))
+    assert [step for step, _ in board(make_config(**changes))["loss_g"]] == [1, 2, 3]
+    config = make_config(**changes)
+    train(config, resume=True)
+    found, logged = board(config), lines(config)
+    assert found.keys() == logged[0].keys() - {"step", "time"}
+    for tag, values in found.items():
+        assert [step for step, _ in values] == [1, 2, 3, 4, 5], tag
+        assert [value for _, value in values] == pytest.approx([line[tag] for line in logged], rel=1e-6, abs=1e-6), tag
+
+
 @pytest.mark.parametrize("changes", [{"batch": 2}, {"loop": "exact", "accumulate": 2}])
 def test_a_run_that_fails_and_resumes_ends_the_same(make_config, tmp_path, one_thread, changes):
     changes = changes | {"steps": 7, "checkpoint_every": 2}

@@ -1,10 +1,12 @@
 """What one step learns: which parameters get gradients, which loop, and what D sees."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from tudsr import lora
@@ -24,12 +26,14 @@ STAGE_2 = {"stage": 2, "crop_px": 128, "n": 2, "loss_gan": 0.0}
 
 @pytest.fixture
 def make_task(make_model, make_config) -> Callable[..., GanTask | PriorTask]:
-    """Return a function (dtype, **settings) -> the task, its parameters set to learn as the trainer does."""
+    """Return a function (dtype, vae, **settings) -> the task, its parameters set to learn as the trainer does."""
 
-    def make(dtype: torch.dtype = torch.float32, **changes):
+    def make(dtype: torch.dtype = torch.float32, vae: nn.Module | None = None, **changes):
         torch.manual_seed(0)
         config = make_config(**changes)
         model = make_model(dtype=dtype)
+        if vae is not None:
+            model.backbone.vae = vae.requires_grad_(False)
         task = TASKS[config.stage](model, config, nullcontext)
         for parameters in task.nets.values():
             for p in parameters:
@@ -77,6 +81,32 @@ def test_stage_2_moves_lora_2_only(make_task, loop, how):
     names = learners(task)
     assert names
     assert all(".stage_2." in name for name in names)
+
+
+def small_vae() -> AutoencoderKL:
+    torch.manual_seed(1)
+    sides = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    return AutoencoderKL(block_out_channels=(8, 8, 8), latent_channels=48, norm_num_groups=4, **sides)
+
+
+@pytest.mark.parametrize("loop", ["paper", "exact"])
+@pytest.mark.parametrize("how", ["merged", "switched"])
+def test_gradient_checkpointing_computes_again_and_changes_no_gradient(make_task, loop, how):
+    gradients, runs = [], []
+    for checkpointing in (False, True):
+        settings = STAGE_2 | {"loop": loop, "lora_forward": how, "gradient_checkpointing": checkpointing}
+        task = make_task(vae=small_vae(), **settings)
+        net, ran = task.stage.backbone, Counter()
+        net.unet.train()  # as the trainer does
+        for name, block in (("unet", net.unet.down_blocks[0]), ("vae", net.vae.decoder.mid_block)):
+            block.resnets[0].register_forward_pre_hook(lambda *_, name=name, ran=ran: ran.update([name]))
+        task.accumulate(batch(128), 1.0, SEED)
+        gradients.append(flat_gradients(task.nets["g"]))
+        runs.append(ran)
+    again = len(task.grid.windows)  # each has a graph once
+    assert runs[1] == runs[0] + Counter(unet=again, vae=again)
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
 
 
 def test_training_the_base_moves_the_base_only(make_task):

@@ -91,6 +91,8 @@ class TrainConfig(Settings):
     def _consistent(self) -> Self:
         if self.stage == 0 and self.train != "base":
             raise ValueError("stage 0 trains the base: set train=base")
+        if self.stage == 0 and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing goes with stages 1 and 2: stage 0 is for small backbones")
         if self.train == "base" and self.stage == 2:
             raise ValueError("stage 2 shares the base with stage 1: it trains its adapter only")
         if self.train == "base" and self.base_dtype != "fp32":

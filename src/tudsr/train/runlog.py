@@ -51,6 +51,7 @@ class RunLog:
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
+            self._board.flush()  # a killed run's metrics.jsonl and TensorBoard hold the same steps
 
     def samples(self, step: int, grid: Tensor) -> None:
         """Save a grid of pictures, (3, H, W) in [-1, 1]."""
