@@ -7,7 +7,8 @@
 `mix`: (1 - share) of MODEL's weight changes and share of OTHER's, brought back to the adapter's rank.
 `fold`: LoRA-1 becomes part of the base, and both adapters fresh, so that `--set train=base` can go on from there.
 `split`: LoRA-1 becomes the nearest of its rank to what turned CLEAN's base into SHARP's, and the base is SHARP's less
-that: base and LoRA-1 together are SHARP's base, the base alone is nearly CLEAN's. LoRA-2 starts as LoRA-1.
+that: base and LoRA-1 together are SHARP's base, the base alone is nearly CLEAN's. LoRA-2 becomes the nearest to what
+makes the new base CLEAN's with its LoRA-2.
 
 Source of mix: network interpolation of Wang et al., «ESRGAN», 2018, section 3.4.
 """
@@ -60,13 +61,12 @@ def fold(model: Model) -> None:
 
 def split(clean: Model, sharp: Model) -> None:
     """Split the sharp model's base into a nearly clean one and LoRA-1."""
-    theirs = lora.layers(clean.backbone.unet, FIRST)
-    twins = lora.layers(sharp.backbone.unet, SECOND)
+    cleans = lora.layers(clean.backbone.unet, SECOND)
     for key, layer in lora.layers(sharp.backbone.unet, FIRST).items():
-        own = layer.get_base_layer().weight
-        put(layer, FIRST, own - theirs[key].get_base_layer().weight)
-        put(twins[key], SECOND, lora.delta_weight(layer, FIRST))
+        own, was = layer.get_base_layer().weight, cleans[key].get_base_layer().weight
+        put(layer, FIRST, own - was)
         own -= lora.delta_weight(layer, FIRST)
+        put(layer, SECOND, was + lora.delta_weight(cleans[key], SECOND) - own)
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
             record = {"stage": 1, "notes": ["LoRA-1 folded into the base; both adapters reset to the identity"]}
         else:
             split(*models)
-            record = {"stage": 1, "notes": ["what the base learned since it was clean moved into LoRA-1 and LoRA-2"]}
+            record = {"stage": 1, "notes": ["what the base learned since it was clean moved into LoRA-1"]}
     with replaced_folder(out) as folder:
         save_model(folder, result, torch.bfloat16, record)
 
