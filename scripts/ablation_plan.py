@@ -21,7 +21,7 @@ _PREPARED = 4  # LoRA-1 learns so many times longer than the LoRA-2s that begin 
 KODAK = EvalSet(name="kodak-light-x4", folder="kodak", scale=4, limit=12)
 KODAK_VGG = replace(KODAK, metrics=(*METRICS, "lpips_vgg"))
 KODAK_HEAVY = replace(KODAK, name="kodak-heavy-x4", preset="heavy")
-KODAK_TILES = replace(KODAK, name="kodak-light-x4-tiles", metrics=(*METRICS, "seams"), tiles=True)
+KODAK_TILES = replace(KODAK, name="kodak-light-x4-tiles", metrics=(*METRICS, "seams", "seam_step"), tiles=True)
 CLIC = EvalSet(name="clic-light-x8", folder="clic", scale=8)
 
 START = Start(name="start")
@@ -90,11 +90,12 @@ def loop(steps: int = 600) -> Ablation:
         steps=steps,
         question="Does the exact loop (B) leave weaker seams than the paper's loop (A), and at what price in quality?",
         arms=[
-            Arm(name=name, phase=_second(f"stage_2_{name}", second, stage_1, loop=name), ways=ways)
+            Arm(name=name, phase=_second(f"loop_{name}", second, stage_1, loop=name, loss_crops=4), ways=ways)
             for name in ("paper", "exact")
         ],
-        note="Sets named «tiles» are run with windows of at most the model's R, the side of the training's chunks; the "
-        "other with the model's own windows.",
+        note="The deep losses and D see four crops of 128² of each picture in both: in A its four chunks, in B random "
+        "ones across the chunks' borders. Sets named «tiles» are run with windows of at most the model's R, the side "
+        "of the training's chunks; the other with the model's own windows.",
     )
 
 

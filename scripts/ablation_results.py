@@ -1,26 +1,33 @@
 """What came of an ablation: its results.json, what its figures say in sentences, and the page with both."""
 
+import heapq
 import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ablation_parts import Ablation, Place
 from ablation_plan import SEED
+from PIL import Image, ImageDraw
 
 from tudsr import __version__
+from tudsr.checkpoint import atomic_path
 from tudsr.config import ModelConfig, read_object
 from tudsr.eval.bootstrap import Interval, mean_interval
+from tudsr.eval.page_pictures import View, difference_map, differing_windows, load_views
 from tudsr.folder import CONFIG_NAME, UNET_FILE
 from tudsr.machine import commit
 
 LEAST_PICTURES = 5
 """Of fewer pictures a bootstrap interval says nothing."""
+
+CELL_PX, LABEL_PX, MONTAGE_ROWS, MONTAGE_BYTES = 176, 18, 2, 60_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +185,12 @@ def differing(alternatives: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return a page for docs/experiments, Markdown.
+    """Return a page for docs/experiments, Markdown, with results.json as data/ablation-NAME.json beside it.
 
     Args:
         results: what ablations.py writes into results.json.
     """
-    machine = results["machine"]
+    machine, kept = results["machine"], f"ablation-{results['ablation']}"
     ran_on = ", ".join(str(machine[key]) for key in ("cpu", "device", "torch") if machine.get(key))
     lines = [
         f"# {results['created'][:10]}: {results['title']}",
@@ -198,7 +205,7 @@ def page(results: Mapping[str, Any]) -> str:
         "## What was run",
         f"`{results['command']}` at commit {results['commit']}; {ran_on}, {machine['threads']} threads. Budget: "
         f"{results['steps']} steps an arm. Seed {results['seed']} in every phase. Base: {results['base']}. All other "
-        "settings are equal and stand in results.json.",
+        f"settings are equal and stand in [{kept}.json](data/{kept}.json).",
         *(["", results["note"]] if results["note"] else []),
         "",
         "| phase | stage | starts from | steps × batch, crop | hours | settings in which arms differ |",
@@ -214,13 +221,51 @@ def page(results: Mapping[str, Any]) -> str:
         *itertools.chain.from_iterable(_set_lines(name, found) for name, found in results["sets"].items()),
         "",
         "## Pictures",
-        *(f"- {name}: {found['report']}/index.html, below the runs' folder" for name, found in results["sets"].items()),
+        f"![Crops of the truth, bicubic and every arm](../images/{kept}.webp)",
+        "",
+        "Of the photos in which the arms differ most, the crop in which they do. All outputs lie under sliders in the "
+        f"runs' folder: {', '.join(found['report'] + '/index.html' for found in results['sets'].values())}.",
         "",
         "## What this does not say",
         "One seed for each arm: the intervals are over pictures, and how far another seed would move the means is not "
         "known. With dozens of comparisons at 95 %, one in twenty may seem clear by chance.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_montage(path: Path, reports: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Write the truth, bicubic and every arm, labelled, where the arms differ most: WebP of at most MONTAGE_BYTES.
+
+    Args:
+        path: of the montage.
+        reports: folder of each test set's report → its results; of each, the photos in which the arms differ most.
+    """
+    rows: list[dict[str, Image.Image]] = []
+    for folder, report in reports.items():
+        arms = {method["name"] for method in report["methods"] if method["kind"] == "model"}
+        entries = [entry for entry in report["pictures"] if arms <= entry["outputs"].keys()]
+        crops = [_crops(load_views(entry, dict(report), folder)[0], arms) for entry in entries]
+        count = max(1, MONTAGE_ROWS // len(reports))
+        rows += [cells for _, cells in heapq.nlargest(count, crops, key=lambda crop: crop[0])]
+    sheet = Image.new("RGB", (max(map(len, rows)) * CELL_PX, len(rows) * (CELL_PX + LABEL_PX)), "white")
+    for row, column, (label, crop) in ((y, x, c) for y, cells in enumerate(rows) for x, c in enumerate(cells.items())):
+        corner = column * CELL_PX, row * (CELL_PX + LABEL_PX)
+        ImageDraw.Draw(sheet).text((corner[0] + 3, corner[1] + 3), label, "black")
+        sheet.paste(crop, (corner[0], corner[1] + LABEL_PX))
+    with atomic_path(path) as part:
+        for quality in range(95, 0, -5):
+            sheet.save(part, quality=quality, method=6)
+            if part.stat().st_size <= MONTAGE_BYTES:
+                break
+
+
+def _crops(views: Sequence[View], arms: Set[str]) -> tuple[float, dict[str, Image.Image]]:
+    """Return how much the arms differ where they do most, in levels of 255, and each view there."""
+    difference = difference_map([view.pixels for view in views if view.name in arms])
+    (at,) = differing_windows(difference, 1, CELL_PX)
+    inside = np.s_[at.y0 : at.y1, at.x0 : at.x1]
+    ordered = sorted(views, key=lambda view: (view.kind != "gt", view.name in arms))
+    return difference[inside].mean(), {view.name: Image.fromarray(view.pixels[inside]) for view in ordered}
 
 
 def _phase_row(phase: Mapping[str, Any]) -> str:
@@ -248,7 +293,7 @@ def _method_row(method: Mapping[str, Any], metrics: Sequence[str]) -> str:
     for metric in metrics:
         mean = method["means"].get(metric)
         mark = "°" if metric in method["trained_on"] else ""
-        text = "–" if mean is None else f"{mean['mean']:.4g}{mark} [{mean['low']:.4g}, {mean['high']:.4g}]"
-        cells.append(text)
+        spread = f" [{mean['low']:.4g}, {mean['high']:.4g}]" if mean and mean["low"] is not None else ""
+        cells.append(f"{mean['mean']:.4g}{mark}{spread}" if mean else "–")
     seconds = method["seconds_per_mp"]
     return "| " + " | ".join([method["name"], *cells, "–" if seconds is None else f"{seconds:.3g}"]) + " |"

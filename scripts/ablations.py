@@ -5,7 +5,8 @@
 
 What they are stands in ablation_plan.py. Start it again to go on where it stopped: finished phases and measurements are
 not repeated. RUNS/phases holds the training runs, RUNS/sets the test pairs, RUNS/NAME/results.json the figures,
-RUNS/NAME/page.md a page for docs/experiments, RUNS/NAME/reports/SET/index.html the pictures.
+RUNS/NAME/page.md a page for docs/experiments, RUNS/NAME/ablation-NAME.webp its pictures, as docs/images has them,
+RUNS/NAME/reports/SET/index.html all pictures.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from ablation_parts import Ablation, Arm, EvalSet, Phase, Place, Start
 from ablation_plan import ABLATIONS, SEED
-from ablation_results import differing, gather, page
+from ablation_results import differing, gather, page, write_montage
 
 from tudsr import lora
 from tudsr.apps.degrade import run_degrade
@@ -198,7 +199,7 @@ def finished_report(config: EvalConfig) -> dict[str, Any] | None:
 
 
 def run(name: str, ablation: Ablation, place: Place, photos_sha256: str) -> dict[str, Any]:
-    """Train and measure an ablation's arms; write and return its results.
+    """Train and measure an ablation's arms; write its pictures and its page; write and return its results.
 
     Raises:
         TudsrError: when a phase or a measurement cannot be made; what is finished stays.
@@ -209,6 +210,8 @@ def run(name: str, ablation: Ablation, place: Place, photos_sha256: str) -> dict
     results = gather(name, ablation, place, reports)
     write_text(place.runs / name / RESULTS_JSON, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_text(place.runs / name / "page.md", page(results))
+    folders = {place.runs / found["report"]: reports[key] for key, found in results["sets"].items()}
+    write_montage(place.runs / name / f"ablation-{name}.webp", folders)
     return results
 
 

@@ -79,6 +79,7 @@ MISTAKES = [
     (["eval", "--lq", "sharp", "--scale", "4", "--out", "x", "--outputs", "peer"], "NAME=DIR"),
     (["eval", "--lq", "sharp", "--scale", "4", "--out", "x", "--model", "nowhere", "--metrics", "niqe"], "nowhere"),
     (["eval", "--lq", "sharp", "--scale", "4", "--out", "x", "--ablate", "--metrics", "niqe"], "--ablate"),
+    (["eval", "--lq", "sharp", "--scale", "4", "--out", "x", "--metrics", "niqe", "--fidelity", "0,1.5"], "fidelity"),
     (["eval", "--lq", "sharp", "--out", "x"], "--scale"),
     (["degrade", "gone", "x", "--preset", "light", "--scale", "4"], "gone"),
     (["degrade", "sharp", "x", "--preset", "mild", "--scale", "4"], "mild"),

@@ -244,6 +244,29 @@ def test_other_errors_of_torch_keep_their_traceback(bicubic, photo, tmp_path, mo
     assert type(run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png").exception) is RuntimeError
 
 
+def test_fidelity_changes_the_file_and_is_0_unless_asked(model_folder, photo, tmp_path):
+    source, made = photo(tmp_path / "a.png", 24, 20), {}
+    for name, options in {"none": [], "0": ["--fidelity", 0], "1": ["--fidelity", 1]}.items():
+        target = tmp_path / f"{name}.png"
+        result = run(source, "-o", target, "--model", model_folder, "--scale", 4, "--dtype", "fp32", *options)
+        assert result.exit_code == 0, result.output
+        with Image.open(target) as picture:
+            made[name] = picture.convert("RGB").tobytes()
+    assert made["none"] == made["0"]
+    assert made["1"] != made["0"]
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(-0.1, "Input should be greater than or equal to 0"), (1.5, "Input should be less than or equal to 1")],
+)
+def test_fidelity_out_of_range_is_one_sentence_and_exit_code_2(bicubic, photo, tmp_path, share, says):
+    result = run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--fidelity", share)
+    assert result.exit_code == 2
+    assert f"Invalid value for '--fidelity': {says}" in result.stderr
+    assert bicubic.requests == []
+
+
 def test_one_ratio_by_hand_keeps_eightfold(bicubic, photo, tmp_path):
     run(photo(tmp_path / "a.png"), "-o", tmp_path / "x.png", "--m", 2)
     assert size(tmp_path / "x.png") == (96, 64)

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
+import torch
 from PIL import Image
 
 from tudsr.data.degradation import degrade
@@ -14,7 +17,9 @@ from tudsr.eval import degraded_set
 from tudsr.eval.degraded_set import SetConfig, make_set
 from tudsr.image import read_picture
 
-PHOTOS = Path(__file__).parents[1] / "photos"
+ROOT = Path(__file__).parents[2]
+PHOTOS, CONSTRAINTS = ROOT / "tests" / "photos", ROOT / "constraints.txt"
+KODAK = ROOT.parent / "shared" / "data" / "test" / "kodak"
 # SHA-256 of the decoded pixels of lq/budgie.png and lq/lake.png, x4, seed 0
 PINNED = {
     "light": (
@@ -26,6 +31,26 @@ PINNED = {
         "7c1f423eda4cf292b447920696ad3b453febe0c8605d17102098efa4948edde6",
     ),
 }
+
+# SHA-256 of all of its files, under constraints.txt
+PINNED_FILES = {
+    "light": {
+        "gt/budgie.png": "98944bfa39d689a16f79ca0e173f15a111658921887944db72b3daadde22b8c7",
+        "gt/lake.png": "1da0c6e236d3cd30f6b36e98c2ec3d5e902cc07b14cfe700b340755ec3c6853e",
+        "lq/budgie.png": "39febdd4a8144315513ea656fb00f9870b469f88cf8e24c71949a8f25d3ba8bf",
+        "lq/lake.png": "12e43f481cfdb4699a2607cb0a465232321475577c9dc194f35df3ba08fe345e",
+    },
+    "heavy": {
+        "gt/budgie.png": "98944bfa39d689a16f79ca0e173f15a111658921887944db72b3daadde22b8c7",
+        "gt/lake.png": "1da0c6e236d3cd30f6b36e98c2ec3d5e902cc07b14cfe700b340755ec3c6853e",
+        "lq/budgie.png": "fd378166a52b726361c8758d244b977f0f4babc84e949c1b4de93ec0cf6104a0",
+        "lq/lake.png": "e65ba5fbeb6dd791d0587a03932310c9b35c87e91bcdff0f3f4ac6dfe56c71fc",
+    },
+}
+
+
+def digest_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -48,11 +73,57 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("preset", PINNED)
-def test_the_pixels_are_the_same_every_time(sharp, tmp_path, preset, one_thread):
+def test_the_pixels_are_the_same_every_time(sharp, tmp_path, preset):
     make(sharp, tmp_path / "set", preset)
     found = [pixels(tmp_path / "set" / "lq" / f"{name}.png") for name in ("budgie", "lake")]
     assert [picture.shape for picture in found] == [(15, 16, 3)] * 2
     assert tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in found) == PINNED[preset]
+
+
+def constrained():
+    """Skip where a library that decides the bytes is not the one in constraints.txt."""
+    pins = dict(re.findall(r"^(torch|numpy|pillow)==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE))
+    found = {"torch": torch.__version__.partition("+")[0], "numpy": np.__version__, "pillow": PIL.__version__}
+    if found != pins:
+        pytest.skip(f"{found} are here, and the hashes are of constraints.txt's {pins}")
+
+
+def listed(text):
+    """Read what sha256sum writes: {name: digest}."""
+    return {name: digest for digest, name in (line.split("  ") for line in text.splitlines())}
+
+
+@pytest.mark.parametrize("preset", PINNED_FILES)
+def test_the_files_are_the_same_every_time(sharp, tmp_path, preset):
+    constrained()
+    make(sharp, tmp_path / "set", preset)
+    files = [path for path in (tmp_path / "set").rglob("*.png")]
+    found = {path.relative_to(tmp_path / "set").as_posix(): digest_of(path) for path in files}
+    assert found == PINNED_FILES[preset]
+
+
+@pytest.mark.slow
+def test_kodak_light_x4_is_the_same_every_time(tmp_path):
+    """The set that the README's figures are of; check one with `cd SET && sha256sum -c kodak-light-x4-seed0.sha256`."""
+    if not KODAK.is_dir():
+        pytest.skip(f"{KODAK} is not on this machine")
+    constrained()
+    record = make(KODAK, tmp_path / "set")
+    assert record["files"] == listed(Path(__file__).with_name("kodak-light-x4-seed0.sha256").read_text())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, threads, monkeypatch):
+    """On two threads sums run in another order, which JPEG turned into differences of up to 6 levels."""
+    seen = []
+    monkeypatch.setattr(degraded_set, "degrade", lambda gt, *size, **_: seen.append(torch.get_num_threads()) or gt)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        degraded_set.make_pair(PHOTOS / "lake.webp", SetConfig(preset="light", scale=1, seed=0), 0)
+        assert (seen, torch.get_num_threads()) == ([1], threads)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_pair_is_the_crop_and_its_degradation_by_place(sharp, tmp_path):

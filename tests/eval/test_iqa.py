@@ -1,15 +1,20 @@
-"""pyiqa's metrics through a stand-in: names, directions, the licence, errors in words."""
+"""pyiqa's metrics through a stand-in: names, directions, the licence, errors in words; one through pyiqa itself."""
 
+import json
+import math
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from tudsr.errors import ConfigError, InputError, WeightsError
-from tudsr.eval.iqa import find_metric, measure_set
-from tudsr.eval.metrics import METRICS
+from tudsr.eval.iqa import SET_METRICS, find_metric, measure_set
+from tudsr.eval.metrics import METRICS, luma_full
+from tudsr.eval.record import metric_record
 
 CPU = torch.device("cpu")
 SR, GT = torch.full((1, 3, 4, 4), 0.5), torch.full((1, 3, 4, 4), -1.0)
@@ -33,6 +38,9 @@ NETS = {
     "ahiq": Net("ahiq", True, "FR", "0, inf"),
     "clipiqa+": Net("clipiqa+", False, "NR"),
     "fid": Net("fid", True, "NR", fn=lambda a, b: torch.tensor(float(len(a) > 0 and len(b) > 0))),
+    "inception_score": Net(
+        "inception_score", False, "NR", "0, ~", lambda ours, _: {"inception_score_mean": 2.5, "inception_score_std": 9}
+    ),
     "picky": Net("picky", False, "NR", fn=too_small),
 }
 
@@ -45,10 +53,15 @@ def pyiqa(monkeypatch):
         seen.append((name, device))
         if name == "broken":
             raise OSError("no network")
+        if name == "lonely":
+            raise ModuleNotFoundError("No module named 'bitsandbytes'")
         return NETS[name]
 
     module = SimpleNamespace(
-        create_metric=create_metric, list_models=lambda: [*NETS, "psnr", "broken"], __version__="0.1.14", seen=seen
+        create_metric=create_metric,
+        list_models=lambda: [*NETS, "psnr", "broken", "lonely"],
+        __version__="0.1.14",
+        seen=seen,
     )
     monkeypatch.setitem(sys.modules, "pyiqa", module)
     return module
@@ -67,6 +80,27 @@ def test_direction_range_and_reference_are_pyiqas(pyiqa):
     assert "0.1.14" in musiq.source
     assert "Noncommercial" in musiq.licence
     assert pyiqa.seen[0] == ("musiq", CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("0, 1", (0, 1)),
+        ("~-3, ~3", (-3, 3)),
+        ("0, ~", (0, math.inf)),
+        ("~, 2", (-math.inf, 2)),
+        ("0, 2.5", (0, 2.5)),
+        ("quality: 0, 1; rank: 0, 2; rank_prob: 0, 1", (0, math.inf)),  # fgresq_pair's: nothing that one pair says
+        ("", (0, math.inf)),
+    ],
+)
+def test_ranges_as_pyiqa_writes_them(pyiqa, monkeypatch, text, ends):
+    monkeypatch.setitem(NETS, "musiq", Net("musiq", False, "NR", text))
+    metric = find_metric("musiq", CPU)
+    assert metric.range == ends
+    assert json.loads(json.dumps(metric_record(metric), allow_nan=False))["range"] == [
+        end if math.isfinite(end) else None for end in ends
+    ]
 
 
 def test_pictures_come_in_0_to_1_and_without_a_reference_where_none_is_meant(pyiqa):
@@ -98,6 +132,8 @@ def test_a_set_is_measured_by_the_pictures_that_both_have(pyiqa, tmp_path):
     fid = find_metric("fid", CPU)
     assert (fid.reference, fid.needs_gt, fid.direction) == ("set", True, "lower")
     assert fid.load(None)(tmp_path, tmp_path) == 1.0
+    score = find_metric("inception_score", CPU)
+    assert (score.reference, score.direction, score.load(None)(tmp_path, tmp_path)) == ("set", "higher", 2.5)
 
 
 def test_a_name_that_nobody_knows(pyiqa):
@@ -108,6 +144,35 @@ def test_a_name_that_nobody_knows(pyiqa):
 def test_networks_that_cannot_be_loaded(pyiqa):
     with pytest.raises(WeightsError, match=r"'broken' cannot be loaded \(no network\)"):
         find_metric("broken", CPU)
+
+
+def test_a_metric_whose_own_library_is_missing(pyiqa):
+    with pytest.raises(WeightsError, match=r"'lonely' cannot be loaded \(No module named 'bitsandbytes'\)"):
+        find_metric("lonely", CPU)
+
+
+def gmsd(sr, gt):
+    """Read Xue et al. 2014 plainly: Prewitt slopes of luma at half size, their similarity's standard deviation."""
+    slopes = []
+    for pixels in (sr, gt):
+        luma = luma_full(pixels)[0, 0].round().numpy()
+        half = (luma[::2, ::2] + luma[1::2, ::2] + luma[::2, 1::2] + luma[1::2, 1::2]) / 4
+        slopes.append(np.hypot(*(ndimage.prewitt(half, axis, mode="constant") / 3 for axis in (0, 1))))
+    a, b = slopes
+    return ((2 * a * b + 170) / (a**2 + b**2 + 170)).std(ddof=1)
+
+
+def test_a_metric_of_the_real_pyiqa():
+    real = pytest.importorskip("pyiqa")
+    metric = find_metric("gmsd", CPU)
+    assert (metric.direction, metric.reference, metric.range) == ("lower", "gt", (0, 1))
+    assert real.__version__ in metric.source
+    y, x = torch.meshgrid(torch.arange(48) / 5, torch.arange(64) / 4, indexing="ij")
+    gt = torch.stack([torch.sin(x), torch.cos(x * y / 9), torch.sin(y)])[None] * 0.8
+    sr = (gt + 0.3 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    assert metric.load(None)(sr, gt) == pytest.approx(gmsd(sr, gt), rel=1e-3)
+    assert metric.load(None)(gt, gt) == pytest.approx(0, abs=1e-6)
+    assert {"fid", "inception_score"} < SET_METRICS & set(real.list_models())
 
 
 def test_without_pyiqa_the_remedy_is_said(monkeypatch):

@@ -1,6 +1,7 @@
 """Names, ratios and records of methods; a model's ways do what they are called."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -83,6 +84,7 @@ def test_seams_come_from_two_runs_with_windows_elsewhere(model_folder, model):
     again = model.upscale_picture(Picture(pixels=lq), Request(scale=2, shift_px=run.shifted_grid.shift_px)).pixels
     assert torch.equal(run.shifted, again)
     assert METRICS["seams"].load(None)(run.plain, run) > 0
+    assert math.isnan(METRICS["seam_step"].load(None)(run.plain, run))  # the low-pass has no room
     with pytest.raises(InputError, match="two runs"):
         METRICS["seams"].load(None)(run.plain, None)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from tudsr.errors import ConfigError, InputError
 from tudsr.eval import record
+from tudsr.eval.metrics import METRICS as METRIC_ENTRIES
 from tudsr.eval.report import EvalConfig, evaluate
 from tudsr.pipeline import TUDSR
 
-METRICS = "psnr", "ssim", "niqe", "lr_consistency", "seams"
+METRICS = "psnr", "ssim", "niqe", "lr_consistency", "seams", "seam_step"
 
 
 @pytest.fixture
@@ -82,12 +84,16 @@ def test_the_whole_report(run, data, pages, model_folder):
     assert picture["lq"]["size"] == [44, 40]
     assert picture["lq"]["sha256"] == hashlib.sha256((data / "lq/p1.png").read_bytes()).hexdigest()
     assert picture["outputs"]["peer"] == str(data / "peer/p1.png")
+    for method, path in picture["outputs"].items():
+        assert picture["outputs_sha256"][method] == hashlib.sha256((report / path).read_bytes()).hexdigest()
+    assert results["pictures"][0]["outputs_sha256"]["peer"]  # of the wrong size, but named
     assert picture["outputs"][ours] == f"outputs/{ours}/p1.png"
     for method, path in picture["outputs"].items():
         expected = peak_signal_noise_ratio(y(report / path), y(data / "gt/p1.png"), data_range=255)
         assert picture["figures"][method]["psnr"] == pytest.approx(expected, abs=1e-4)
     assert picture["figures"][ours]["seams"] > 0
     assert picture["figures"]["bicubic"]["seams"] is None
+    assert picture["figures"][ours]["seam_step"] is None  # 88x80 px leave the low-pass no room
 
     method = results["methods"][1]
     values = [p["figures"][ours]["ssim"] for p in results["pictures"]]
@@ -244,6 +250,52 @@ def test_a_picture_that_the_model_cannot_do_is_said(run, data, monkeypatch):
     assert results["methods"][1]["means"]["lr_consistency"]["count"] == 2
     (reason,) = [one["reason"] for one in results["skipped"] if one["file"] == str(data / "lq/p1.png")]
     assert reason == "throw-away M1N2: there is not enough memory for it"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("x: can't allocate memory: y")],
+    ids=["cuda", "python", "linux"],
+)
+def test_too_little_memory_for_a_metric_is_said_and_the_rest_measured(run, data, monkeypatch, error):
+    calls = []
+
+    def greedy(sr, gt):
+        calls.append(sr)
+        if len(calls) == 4:  # bicubic's and the model's outputs of three pictures, and two of the peer's
+            raise error
+        return 1.0
+
+    monkeypatch.setitem(METRIC_ENTRIES, "ssim", replace(METRIC_ENTRIES["ssim"], load=lambda folder: greedy))
+    results, _ = run(metrics=("ssim", "lr_consistency"))
+    assert len(calls) == 8
+    values = [(p["name"], name, of["ssim"]) for p in results["pictures"] for name, of in p["figures"].items()]
+    assert [entry[:2] for entry in values if entry[2] is None] == [("p0", "peer"), ("p1", "throw-away M1N2")]
+    assert results["pictures"][1]["figures"]["throw-away M1N2"]["lr_consistency"] > 0
+    said = [one["reason"] for one in results["skipped"]]
+    assert "throw-away M1N2: there is not enough memory for ssim of it" in said
+
+
+def test_other_errors_of_torch_end_the_report(run, monkeypatch):
+    def broken(sr, gt):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setitem(METRIC_ENTRIES, "ssim", replace(METRIC_ENTRIES["ssim"], load=lambda folder: broken))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(metrics=("ssim",))
+
+
+def test_a_figure_of_the_whole_set_has_no_interval(run, monkeypatch):
+    entry = replace(METRIC_ENTRIES["ssim"], name="whole", reference="set", load=lambda folder: lambda ours, truths: 7)
+    monkeypatch.setitem(METRIC_ENTRIES, "whole", entry)
+    results, _ = run(metrics=("psnr", "whole"))
+    counts = [method["means"]["whole"] for method in results["methods"]]
+    assert counts == [{"mean": 7.0, "low": None, "high": None, "count": count} for count in (3, 3, 2)]
+
+
+def test_a_model_is_run_twice_only_once_for_all_seam_metrics(run, runs):
+    run(metrics=("seams", "seam_step"), limit=1, outputs={})
+    assert len(runs) == 4  # a warm-up, the output, and the two runs that are compared
 
 
 def test_equal_pictures_have_no_psnr_but_a_report(run, data):

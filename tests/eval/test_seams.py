@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from tudsr.config import WindowRange
 from tudsr.errors import InputError
+from tudsr.eval.metrics import METRICS, ShiftedRun
 from tudsr.eval.seams import _low_pass, seam_index
 from tudsr.tiling import extract, tiled
 from tudsr.windows import Window, WindowGrid, half_tile_px, plan_windows
@@ -92,6 +93,15 @@ def test_blending_removes_the_edge_but_cannot_hide_the_step():
     assert reports["abrupt"].gradient_ratio > 1.5
     assert reports["blended"].gradient_ratio <= 1.05
     assert min(report.step_ratio for report in reports.values()) > 2
+
+
+def test_each_seam_metric_is_its_own_ratio():
+    """A step that only the low-pass shows (see above) raises the one figure and not the other."""
+    a, b = noise(1), noise(2)
+    a[..., GRID_A.xs[1] :] += 0.05
+    run = ShiftedRun(plain=a, shifted=b, grid=GRID_A, shifted_grid=GRID_B)
+    assert METRICS["seams"].load(None)(a, run) < 1.05
+    assert METRICS["seam_step"].load(None)(a, run) > 1.3
 
 
 def test_the_step_is_not_measured_where_windows_leave_no_room():

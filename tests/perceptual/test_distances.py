@@ -1,4 +1,7 @@
-"""DISTS, EA-DISTS and LPIPS: their algebra with random weights, their published values with the true ones."""
+"""DISTS, EA-DISTS and LPIPS: their contract and algebra with random weights; with the true ones, order and bf16.
+
+Their values stand in test_reference.py (the papers' formulas) and in eval/test_parity.py (published figures).
+"""
 
 import pytest
 import torch

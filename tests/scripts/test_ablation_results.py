@@ -2,6 +2,10 @@
 
 import re
 
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
 
 def report(directions, figures, trained_on=None):
     """Build what `tudsr eval` reports: figures is method → metric → values of the pictures."""
@@ -67,3 +71,51 @@ def test_verdict_compares_within_groups_only(results):
     found = report({"psnr": "higher"}, {name: {"psnr": [1, 2, 3, 4, 5]} for name in "abcd"})
     sentences = results.verdict("x", found, [["a", "b", "c"], ["d"]])
     assert [re.findall(r"between (\w) and (\w)", s) for s in sentences] == [[("a", "b")], [("a", "c")], [("b", "c")]]
+
+
+def test_a_figure_without_an_interval_is_shown_alone(results):
+    mean = {"mean": 12.5, "low": None, "high": None}
+    method = {"name": "a", "trained_on": ["fid"], "seconds_per_mp": None, "means": {"fid": mean}}
+    assert results._method_row(method, ["fid", "psnr"]) == "| a | 12.5° | – | – |"
+
+
+def test_the_montage_shows_where_the_arms_differ_most(results, tmp_path):
+    """Grey photos but for a coloured square in one arm; of three photos, the two with the most colourful ones."""
+    squares = {"faint": (300, 20, 130), "strong": (10, 200, 255), "second": (200, 260, 200)}
+    entries = []
+    for name, (y, x, level) in squares.items():
+        entry = {"name": name, "outputs": {}, "lq": {"path": "unused"}, "gt": {"path": f"{name}-gt.png"}}
+        for method, shade in {"gt": 90, "bicubic": 110, "arm a": 128, "arm b": 128}.items():
+            pixels = np.full((480, 512, 3), shade, np.uint8)
+            if method == "arm b":
+                pixels[y : y + 60, x : x + 60] = (level, 128, 128)
+            Image.fromarray(pixels).save(tmp_path / f"{name}-{method}.png")
+            if method != "gt":
+                entry["outputs"][method] = f"{name}-{method}.png"
+        entries.append(entry)
+    kinds = {"bicubic": "bicubic", "arm a": "model", "arm b": "model"}
+    methods = [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    results.write_montage(tmp_path / "x.webp", {tmp_path: {"methods": methods, "pictures": entries}})
+    with Image.open(tmp_path / "x.webp") as image:
+        sheet = np.asarray(image.convert("RGB")).astype(int)
+    assert sheet.shape == (2 * 194, 4 * 176, 3)
+    for row, level in enumerate((255, 200)):
+        cells = [sheet[row * 194 + 18 : (row + 1) * 194, column * 176 : (column + 1) * 176] for column in range(4)]
+        for cell, shade in zip(cells[:3], (90, 110, 128), strict=True):
+            assert abs(cell - shade).max() <= 6
+        reds = cells[3][..., 0][cells[3][..., 0] > 128 + (level - 128) / 2]
+        assert 0.9 * 60**2 < len(reds) < 1.1 * 60**2  # the whole square
+        assert abs(np.median(reds) - level) < 12
+        assert (sheet[row * 194 : row * 194 + 18] < 100).any()  # a label
+
+
+def test_the_montage_of_busy_pictures_stays_small(results, tmp_path):
+    noise = np.random.default_rng(0).normal(0, 200, (3, 200, 200, 3))
+    noise = np.clip(gaussian_filter(noise, (0, 1, 1, 1)) + 128, 0, 255).astype(np.uint8)
+    names = ["bicubic", *"abcd"]
+    for index, name in enumerate(("gt", *names)):
+        Image.fromarray(noise[index % 3]).save(tmp_path / f"{name}.png")
+    entry = {"name": "n", "outputs": {name: f"{name}.png" for name in names}, "gt": {"path": "gt.png"}}
+    methods = [{"name": name, "kind": "bicubic" if name == "bicubic" else "model"} for name in names]
+    results.write_montage(tmp_path / "x.webp", {tmp_path: {"methods": methods, "pictures": [entry, entry]}})
+    assert 20_000 < (tmp_path / "x.webp").stat().st_size <= 60_000

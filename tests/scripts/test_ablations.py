@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tudsr.checkpoint import load_tensors
 from tudsr.config import ModelConfig
@@ -18,6 +19,7 @@ from tudsr.folder import CONFIG_NAME, UNET_FILE, load_model, save_model
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
 from tudsr.train.state import LOCAL
+from tudsr.windows import chunk_grid
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ("twice", "loop", "discriminator", "losses", "degradation", "adapters", "prior")
@@ -54,7 +56,9 @@ def toy(parts, plan, photos, monkeypatch):
             "steps": steps, "warmup": 0, "batch": 1, "crop_px": 64, "jitter_px": 0, "losses": {"mae": 1.0},
             "loss_gan": 0, "val_count": 0, "val_crop_px": 64, "workers": 0, "precision": "no",
         }  # fmt: skip
-        eval_set = parts.EvalSet(name="toys", folder=photos.name, scale=4, metrics=("psnr", "seams"), tiles=True)
+        eval_set = parts.EvalSet(
+            name="toys", folder=photos.name, scale=4, metrics=("psnr", "seams", "seam_step"), tiles=True
+        )
         fast = parts.Phase(name="fast", stage=1, start=plan.START, settings=shared | {"lr": 1e-2})
         slow = parts.Phase(name="slow", stage=1, start=plan.START, settings=shared | {"lr": 1e-4})
         arms = [
@@ -123,8 +127,15 @@ def test_ablations_share_their_stage_1(plan):
     def names(name):
         return {phase.name for arm in plan.ABLATIONS[name]().arms for phase in arm.phase.chain()}
 
-    assert names("twice") & names("loop") == {"stage_1-400", "stage_2_exact-400+200"}
+    assert names("twice") & names("loop") == {"stage_1-400"}
     assert "stage_1-400" in names("adapters")
+
+
+def test_deep_losses_see_as_much_in_either_loop(plan, script, place):
+    arms = {arm.name: arm for arm in plan.ABLATIONS["loop"](3).arms}
+    paper, exact = (script.config_of(arms[name].phase, place, place.base) for name in ("paper", "exact"))
+    assert exact.loss_crops == len(chunk_grid(paper.crop_px, paper.n).windows) == 4
+    assert exact.deep_crop_px == paper.deep_crop_px == 128
 
 
 def test_sample_photos_are_those_of_the_training_script(plan):
@@ -226,6 +237,10 @@ def test_a_run_is_written_down_and_is_not_repeated(script, toy, model_folder, ph
     assert methods[1]["means"]["psnr"]["mean"] != methods[2]["means"]["psnr"]["mean"]
     assert len(found["verdict"]) == 1
     text = (runs / "toy" / "page.md").read_text(encoding="utf-8")
+    assert "[ablation-toy.json](data/ablation-toy.json)" in text
+    assert "(../images/ablation-toy.webp)" in text
+    with Image.open(runs / "toy" / "ablation-toy.webp") as picture:
+        assert picture.size == (4 * 176, 2 * (176 + 18))  # truth, bicubic and two arms, of two photos
     assert found["verdict"][0] in text
     assert (runs / found["sets"]["toys"]["report"] / "index.html").is_file()
 

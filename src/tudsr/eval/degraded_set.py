@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,20 @@ def make_pair(path: Path, config: SetConfig, index: int) -> tuple[Picture, Pictu
     if min(height, width) < 1:
         raise InputError(f"{path}: {photo.shape[-1]}x{photo.shape[-2]} px is too small to be brought down by the scale")
     gt = photo[..., : height * config.scale, : width * config.scale]
-    lq = degrade(gt[0], height, width, preset=config.preset, seed=config.seed, index=index)[None]
+    with _one_thread():
+        lq = degrade(gt[0], height, width, preset=config.preset, seed=config.seed, index=index)[None]
     return Picture(pixels=gt), Picture(pixels=lq)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: how many there are decides the order of sums, and JPEG makes much of a last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

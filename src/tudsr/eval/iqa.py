@@ -1,7 +1,6 @@
 """Metrics that are not ours: every one of pyiqa's by its own name, where the extra `iqa` is installed."""
 
 import math
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,13 +20,13 @@ LICENCE = (
     "pyiqa is under the PolyForm Noncommercial License 1.0.0 and its networks' weights under licences of their own: "
     "figures made with it are not for commercial use"
 )
-SET_METRICS = frozenset({"fid", "fid_dinov2", "fid_mmd"})
-"""pyiqa's metrics that compare the folder of outputs with the folder of true pictures."""
+SET_METRICS = frozenset({"fid", "sfid", "fid_dinov2", "fid_mmd", "inception_score"})
+"""pyiqa's metrics of whole folders: of the outputs, compared with that of the true pictures by all but the last."""
 
 # What pyiqa and the libraries below it raise on pictures that a metric cannot take (too small, mostly) …
 _MEASURE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError)
-# … and when weights cannot be fetched or read.
-_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, AssertionError)
+# … and when weights cannot be fetched or read, or a library that only this metric needs is not there.
+_LOAD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, KeyError, AssertionError)
 
 
 def find_metric(name: str, device: torch.device) -> Metric:
@@ -65,7 +64,6 @@ def _entry(name: str, net: Any, version: str) -> Metric:
         direction="lower" if net.lower_better else "higher",
         range=_range(str(getattr(net, "score_range", ""))),
         color_space="RGB, or what pyiqa makes of it",
-        border_px=0,
         reference="set" if whole_set else "gt" if net.metric_mode == "FR" else "none",
         source=f"pyiqa {version}: {name}".replace("  ", " "),
         load=lambda weights_dir: _folders(name, net) if whole_set else one_by_one,
@@ -74,9 +72,13 @@ def _entry(name: str, net: Any, version: str) -> Metric:
 
 
 def _range(text: str) -> tuple[float, float]:
-    """Read «0, 1» or «~0, ~100»; without any, a metric may be anything from 0 up."""
-    bounds = [float(word) for word in re.findall(r"[-+]?(?:\d+(?:\.\d+)?|inf)", text)]
-    return (bounds[0], bounds[1]) if len(bounds) == 2 and math.isfinite(bounds[0]) else (0.0, math.inf)
+    """Read «0, 1», «~0, ~100» or «~, 2», open at its lower end; of any other text, anything from 0 up."""
+    words = [word.strip().removeprefix("~") for word in text.split(",")]
+    try:
+        low, high = (float(word or end) for word, end in zip(words, ("-inf", "inf"), strict=True))
+    except ValueError:
+        return 0.0, math.inf
+    return low, high
 
 
 def _pictures(name: str, net: Any) -> MetricFn:
@@ -100,7 +102,8 @@ def _folders(name: str, net: Any) -> MetricFn:
 
     def measure(outputs: Path, truths: Path) -> float:
         try:
-            return float(net(str(outputs), str(truths)))
+            value = net(str(outputs), str(truths))
+            return float(value["inception_score_mean"] if isinstance(value, dict) else value)
         except _MEASURE_ERRORS as error:
             raise InputError(f"{name}: pyiqa cannot measure this set ({error}).") from error
 

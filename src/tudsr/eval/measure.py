@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tudsr.eval.bootstrap import mean_interval
 from tudsr.eval.iqa import measure_set
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric, MetricFn
-from tudsr.eval.outputs import Output, Skip
+from tudsr.eval.outputs import FAILURES, Output, Skip, reason
 from tudsr.eval.pairs import Loaded, Pair, read_output, read_pair
 from tudsr.resize import output_size
 
@@ -67,24 +68,24 @@ def measure_pictures(
         figures[pair.name] = {}
         for method in methods:
             output = made[method.name].get(pair.name)
-            values: Figures = {measure.metric.name: None for measure in single}
-            figures[pair.name][method.name] = values
+            empty: Figures = {measure.metric.name: None for measure in single}
+            figures[pair.name][method.name] = empty
             if output is None:
                 continue
+            say = partial(_say, skip, output, method)
             try:
-                sr = read_output(output.path, *output_size(h, w, method.scale))
-            except TudsrError as error:
-                skip(str(output.path), f"{method.name}: {error}")
+                sr = read_output(output.path, *output_size(h, w, method.scale)).to(device)
+            except FAILURES as error:
+                say(reason(error))
                 continue
-            for measure in single:
-                if not _applies(measure.metric, method, scale):
-                    continue
-                try:
-                    values[measure.metric.name] = _value(measure, method, sr, loaded, device)
-                except TudsrError as error:
-                    skip(str(output.path), f"{method.name}: {error}")
+            fitting = [measure for measure in single if _applies(measure.metric, method, scale)]
+            empty |= _measure(fitting, _references(method, loaded, device), sr, say)
         step()
     return figures
+
+
+def _say(skip: Skip, output: Output, method: Method, text: str) -> None:
+    skip(str(output.path), f"{method.name}: {text}")
 
 
 def _applies(metric: Metric, method: Method, scale: float) -> bool:
@@ -93,17 +94,31 @@ def _applies(metric: Metric, method: Method, scale: float) -> bool:
     return metric.reference != "model" or method.shifted is not None
 
 
-def _value(measure: Measure, method: Method, sr: Tensor, loaded: Loaded, device: torch.device) -> float | None:
-    """Return a figure; None for a PSNR of equal pictures, which JSON cannot hold, and what else is not finite."""
-    reference: Any = {"gt": loaded.gt, "lq": loaded.lq}.get(measure.metric.reference)
-    if measure.metric.reference == "model":
-        assert method.shifted is not None, "others do not get here"
-        reference = method.shifted(loaded.lq)
-    elif reference is not None:
-        reference = reference.to(device)
-    with torch.no_grad():
-        value = float(measure.fn(sr.to(device), reference))
-    return value if math.isfinite(value) else None
+def _references(method: Method, loaded: Loaded, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Return what metrics compare an output with, by `Metric.reference`; a model is run twice when first asked for."""
+    found: dict[str, Callable[[], Any]] = {
+        "gt": lambda: None if loaded.gt is None else loaded.gt.to(device),
+        "lq": lambda: loaded.lq.to(device),
+        "none": lambda: None,
+    }
+    return found if method.shifted is None else found | {"model": cache(partial(method.shifted, loaded.lq))}
+
+
+def _measure(
+    measures: Sequence[Measure], references: Mapping[str, Callable[[], Any]], sr: Tensor, say: Callable[[str], None]
+) -> Figures:
+    """Return the figures of one output; None for a PSNR of equal pictures, which JSON cannot hold, or a refusal."""
+    figures: Figures = {}
+    for measure in measures:
+        name = measure.metric.name
+        try:
+            with torch.no_grad():
+                value = float(measure.fn(sr, references[measure.metric.reference]()))
+        except FAILURES as error:
+            say(reason(error, f"{name} of it"))
+        else:
+            figures[name] = value if math.isfinite(value) else None
+    return figures
 
 
 def measure_sets(
@@ -115,7 +130,7 @@ def measure_sets(
     scale: float,
     skip: Skip,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Measure what only whole sets have: method → metric → {mean, low, high, count}, the interval being the figure."""
+    """Measure what only whole sets have: method → metric → {mean, low, high, count}; there is no interval."""
     whole = [measure for measure in measures if measure.metric.reference == "set"]
     found: dict[str, dict[str, dict[str, Any]]] = {method.name: {} for method in methods}
     if not whole:
@@ -128,10 +143,10 @@ def measure_sets(
         for measure in whole:
             try:
                 value = measure_set(measure.fn, paths, truths)
-            except TudsrError as error:
-                skip(method.name, str(error))
+            except FAILURES as error:
+                skip(method.name, reason(error, measure.metric.name))
                 continue
-            found[method.name][measure.metric.name] = {"mean": value, "low": value, "high": value, "count": len(paths)}
+            found[method.name][measure.metric.name] = {"mean": value, "low": None, "high": None, "count": len(paths)}
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tudsr.errors import InputError
 from tudsr.eval.niqe import niqe
-from tudsr.eval.seams import seam_index
+from tudsr.eval.seams import SeamReport, seam_index
 from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.resize import downsample
@@ -29,21 +29,22 @@ MetricFn = Callable[[Any, Any], float]
 class Metric:
     """What a metric is and how to get it.
 
-    `range` is the span that values can take; `border_px` is cropped from each side before measuring; `reference` says
-    what the second argument of the function has to be: the true picture, the input, nothing, a `ShiftedRun` of the
-    model itself, or, for a metric of whole sets, the folder of true pictures (then the first argument is the folder
-    of outputs); `load(weights_dir)` returns the function (sr, reference) -> value, loading its network if it has one;
-    `licence` says what the user of somebody else's code has to know.
+    `range` is the span that values can take; `reference` says what the second argument of the function has to be: the
+    true picture, the input, nothing, a `ShiftedRun` of the model itself, or, for a metric of whole sets, the folder of
+    true pictures (then the first argument is the folder of outputs); `load(weights_dir)` returns the function
+    (sr, reference) -> value, loading its network if it has one; `border_px` tells how much of each side that function
+    leaves out, for who compares with figures of cropped pictures: ours measure pictures whole; `licence` says what the
+    user of somebody else's code has to know.
     """
 
     name: str
     direction: Literal["higher", "lower"]
     range: tuple[float, float]
     color_space: str
-    border_px: int
     reference: Literal["gt", "lq", "none", "model", "set"]
     source: str
     load: Callable[[Path | None], MetricFn]
+    border_px: int = 0
     licence: str = ""
 
     @property
@@ -174,9 +175,17 @@ def _lr_consistency(sr: Tensor, lq: Tensor | None) -> float:
 
 
 def _seams(sr: Tensor, run: ShiftedRun | None) -> float:
+    return _seam_report(run).gradient_ratio
+
+
+def _seam_step(sr: Tensor, run: ShiftedRun | None) -> float:
+    return _seam_report(run).step_ratio
+
+
+def _seam_report(run: ShiftedRun | None) -> SeamReport:
     if run is None:
         raise InputError("seams: two runs of the model are needed, and these outputs are not a model's.")
-    return seam_index(run.plain, run.shifted, run.grid, run.shifted_grid).gradient_ratio
+    return seam_index(run.plain, run.shifted, run.grid, run.shifted_grid)
 
 
 def _network(name: str, net: nn.Module) -> MetricFn:
@@ -198,7 +207,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(0.0, float("inf")),
             color_space="Y, BT.601 studio swing",
-            border_px=0,
             reference="gt",
             source="BasicSR's and pyiqa's psnr on Y; dB",
             load=lambda weights_dir: _psnr_y,
@@ -208,7 +216,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(-1.0, 1.0),
             color_space="Y, BT.601 studio swing",
-            border_px=0,
             reference="gt",
             source="Wang et al. 2004, as in BasicSR: Gaussian window 11x11, sigma 1.5, no padding",
             load=lambda weights_dir: _ssim_y,
@@ -218,7 +225,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(0.0, 1.0),
             color_space="Y, BT.601 studio swing, rounded",
-            border_px=0,
             reference="gt",
             source="pyiqa's ssim, which the papers report: as ssim, on whole luma levels, negative structure set to 0",
             load=lambda weights_dir: _ssim_pyiqa,
@@ -228,7 +234,6 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             range=(0.0, float("inf")),
             color_space="RGB",
-            border_px=0,
             reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on AlexNet",
             load=lambda weights_dir: _network("lpips", Lpips("alex").load(weights_dir)),
@@ -238,7 +243,6 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             range=(0.0, float("inf")),
             color_space="RGB",
-            border_px=0,
             reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on VGG16",
             load=lambda weights_dir: _network("lpips_vgg", Lpips("vgg").load(weights_dir)),
@@ -248,7 +252,6 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             range=(0.0, 2.0),
             color_space="RGB",
-            border_px=0,
             reference="gt",
             source="Ding et al. 2020, at the pictures' own size",
             load=lambda weights_dir: _network("dists", Dists().load(weights_dir)),
@@ -258,7 +261,6 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             range=(0.0, float("inf")),
             color_space="Y, BT.601 full swing, rounded",
-            border_px=0,
             reference="none",
             source="Mittal et al. 2013; blocks of 96x96, two scales",
             load=lambda weights_dir: _niqe,
@@ -268,7 +270,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(0.0, float("inf")),
             color_space="RGB",
-            border_px=0,
             reference="lq",
             source="ours: PSNR between the output, brought down by antialiased bicubic, and the input; dB",
             load=lambda weights_dir: _lr_consistency,
@@ -278,10 +279,18 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             range=(0.0, float("inf")),
             color_space="RGB",
-            border_px=0,
             reference="model",
             source="ours: the seam index's gradient_ratio, see eval/seams.py; 1 is no seam",
             load=lambda weights_dir: _seams,
+        ),
+        Metric(
+            name="seam_step",
+            direction="lower",
+            range=(0.0, float("inf")),
+            color_space="RGB",
+            reference="model",
+            source="ours: the seam index's step_ratio, what a low-pass of 16 px leaves; not of pictures without room",
+            load=lambda weights_dir: _seam_step,
         ),
     )
 }

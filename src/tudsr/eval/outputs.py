@@ -15,10 +15,13 @@ from tudsr.errors import TudsrError
 from tudsr.eval.methods import Method, Run
 from tudsr.eval.pairs import Pair
 from tudsr.image import Picture, read_picture, write_picture
+from tudsr.memory import is_out_of_memory
 
 JOURNAL = ".done.json"
 
 Skip = Callable[[str, str], None]
+FAILURES = (TudsrError, MemoryError, RuntimeError)
+"""What may leave out a picture, if `reason` has a word for it: torch's lack of memory is a RuntimeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,21 @@ def make_outputs(
                 fn = fn or method.open()
                 output = journal.add(pair, _make(fn, pair, folder / f"{pair.name}.png", device, warm_up=warm_up))
             made[pair.name] = output
-        except (TudsrError, MemoryError, torch.OutOfMemoryError) as error:
+        except FAILURES as error:
             if fn is None:
                 raise  # the method itself cannot be had
-            reason = str(error) if isinstance(error, TudsrError) else "there is not enough memory for it"
-            skip(str(pair.lq), f"{method.name}: {reason}")
+            skip(str(pair.lq), f"{method.name}: {reason(error)}")
         step()
     return made
+
+
+def reason(error: Exception, what: str = "it") -> str:
+    """Return why a picture is left out: the user's own mistake, or no memory for `what`; raise anything else again."""
+    if isinstance(error, TudsrError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"there is not enough memory for {what}"
+    raise error
 
 
 def _identity(method: Method) -> dict[str, Any]:

@@ -21,11 +21,10 @@ RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
 
 
 def metric_record(metric: Metric) -> dict[str, Any]:
-    """Return what results.json says of a metric; no upper end of its range is null."""
-    low, high = metric.range
+    """Return what results.json says of a metric; an open end of its range is null."""
     record = {
         "direction": metric.direction,
-        "range": [low, high if math.isfinite(high) else None],
+        "range": [end if math.isfinite(end) else None for end in metric.range],
         "color_space": metric.color_space,
         "border_px": metric.border_px,
         "reference": metric.reference,
@@ -59,6 +58,7 @@ def picture_record(
         "lq": _file_record(pair.lq),
         "gt": None if pair.gt is None else _file_record(pair.gt),
         "outputs": {m.name: paths[m.name] for m in methods if m.name in paths and m.scale == scale},
+        "outputs_sha256": {m.name: sha256_file(found[m.name].path) for m in methods if m.name in found},
         "figures": {m.name: figures[m.name] for m in methods},
         "seconds": {m.name: found[m.name].seconds if m.name in found else None for m in methods},
     }
