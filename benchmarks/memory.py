@@ -3,7 +3,8 @@
     python benchmarks/memory.py --model tiny --runs 768x512x4@700MB,768x512x4@2GB --out docs/benchmarks/memory-tiny.json
 
 A run is WIDTHxHEIGHTxSCALE@BUDGET. Its picture is a sample photo, enlarged to that size and saved as PNG. Outputs are
-TIFF in a temporary folder (--work names another: the gigapixel run needs some 20 GB).
+TIFF in a temporary folder (--work names another: the gigapixel run needs some 20 GB). With --strict the exit status
+is 1 where a run was refused or its peak was above its budget.
 """
 
 import argparse
@@ -53,12 +54,18 @@ def measure(text: str, model: str, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def broken(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each run that was refused or above its budget."""
+    return [json.dumps(row) for row in rows if not row.get("within")]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--runs", required=True, help="WIDTHxHEIGHTxSCALE@BUDGET, commas between")
     parser.add_argument("--work", type=Path, help="folder for pictures; kept")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a budget was not kept to")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
@@ -68,3 +75,5 @@ if __name__ == "__main__":
             rows.append(measure(one, args.model, work))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     machine.write(args.out, {"benchmark": "memory", "model": Path(args.model).name, "runs": rows})
+    if args.strict and broken(rows):
+        sys.exit("Refused, or above the budget:\n" + "\n".join(broken(rows)))

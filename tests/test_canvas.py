@@ -73,7 +73,69 @@ def test_another_key_begins_anew_in_an_empty_folder(tmp_path, picture):
     assert json.loads((tmp_path / JOURNAL_NAME).read_text())["key"] == {"a": 2}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": 1, "rows": {}}', "null"])
+def dying_after(x, rows):
+    """Give rows of a picture, ten at a time, and then no more."""
+
+    def rows_from(start):
+        for y in range(start, rows, 10):
+            yield x[..., y : y + 10, :]
+        raise KeyboardInterrupt
+
+    return rows_from
+
+
+def begun(folder, picture, how):
+    """Finish one picture and begin another."""
+    store = DiskStore(folder, {"a": 1}, how, rows_at_once=10)
+    store.fill("one", 50, 7, rows_of(picture, 5))
+    with pytest.raises(KeyboardInterrupt):
+        store.fill("two", 50, 7, dying_after(picture, 30))
+
+
+def test_with_other_windows_the_finished_picture_serves_and_the_other_one_is_begun_anew(tmp_path, picture):
+    begun(tmp_path, picture, {"most_px": None, "batch": 1})
+    asked = []
+    other = DiskStore(tmp_path, {"a": 1}, {"most_px": 32, "batch": 1})
+    other.fill("one", 50, 7, rows_of(picture, 5, asked))
+    assert asked == []
+    part = other.fill("two", 50, 7, rows_of(1 - picture, 5, asked))
+    assert asked == [0]
+    assert torch.equal(part(0, 50, 0, 7), 1 - picture)
+    journal = json.loads((tmp_path / JOURNAL_NAME).read_text())
+    assert {name: how["most_px"] for name, how in journal["made"].items()} == {"one": None, "two": 32}
+
+
+def test_rows_of_other_windows_are_disowned_before_the_first_new_row(tmp_path, picture, monkeypatch):
+    """Killed after a new row was written and before the journal counts it, no run may go on with both kinds."""
+    begun(tmp_path, picture, {"most_px": None})
+    write = RawFile.write
+
+    def killed(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawFile, "write", killed)
+        other = DiskStore(tmp_path, {"a": 1}, {"most_px": 32})
+        with pytest.raises(KeyboardInterrupt):
+            other.fill("two", 50, 7, rows_of(1 - picture, 5))
+    asked = []
+    again = DiskStore(tmp_path, {"a": 1}, {"most_px": None})
+    assert torch.equal(again.fill("two", 50, 7, rows_of(picture, 5, asked))(0, 50, 0, 7), picture)
+    assert asked == [0]
+
+
+def test_with_another_batch_it_goes_on_and_the_journal_says_which(tmp_path, picture):
+    begun(tmp_path, picture, {"most_px": 64, "batch": 4})
+    asked = []
+    DiskStore(tmp_path, {"a": 1}, {"most_px": 64, "batch": 2}).fill("two", 50, 7, rows_of(picture, 5, asked))
+    assert asked == [30]
+    journal = json.loads((tmp_path / JOURNAL_NAME).read_text())
+    assert journal["how"] == journal["made"]["two"] == {"most_px": 64, "batch": 2}
+    assert journal["made"]["one"]["batch"] == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": 1, "rows": {}}', '{"key": {}, "rows": {}}', "null"])
 def test_a_damaged_journal_is_none(tmp_path, picture, text):
     DiskStore(tmp_path, {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
     (tmp_path / JOURNAL_NAME).write_text(text)

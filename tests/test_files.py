@@ -1,25 +1,31 @@
 """Picture files in little memory: the same bytes as in much, and a killed run goes on where it was."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageCms
 
 from tudsr import files
+from tudsr.canvas import MemoryStore
 from tudsr.errors import InputError
 from tudsr.files import upscale_file, work_folder
 from tudsr.image import read_picture
 from tudsr.image_decode import decode_file
 from tudsr.image_encode import write_png
-from tudsr.image_spool import read_header, spool_input
+from tudsr.image_spool import encode_spooled, read_header, spool_input
 from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR, load
 from tudsr.request import Request
+from tudsr.resize import part_of
 
 pyvips = pytest.importorskip("pyvips", reason="the extra [huge] is not installed")
 
@@ -171,9 +177,186 @@ def test_what_an_earlier_run_left_decides_where_it_goes_on(model, tmp_path, monk
             upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
     monkeypatch.setattr(TUDSR, "run_passes", lambda *_: lambda start: pytest.fail("rows were made again"))
     upscale_file(model, tmp_path / "in.png", target, Request(scale=2), say=said.append)
-    assert "going on with what an earlier run left" in said[0]
+    assert any("going on with what an earlier run left" in line for line in said)
     assert target.exists()
     assert not work_folder(target).exists()
+
+
+def leave(model, source, target, wish, fit=None, at=2, error=KeyboardInterrupt):
+    """Enlarge on disk until the `at`-th strip of the output; return the journal that is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "values_of", failing(files.values_of, at, error))
+        if fit is not None:
+            patch.setattr(TUDSR, "fit", lambda *_, **__: fit)
+        with pytest.raises(error):
+            upscale_file(model, source, target, wish)
+    return json.loads((work_folder(target) / "journal.json").read_text())
+
+
+def failing(function, at, error):
+    calls = []
+
+    def call(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise error
+        return function(*args)
+
+    return call
+
+
+def fitted(**changes):
+    return Fit(**{"on_disk": True, "most_px": None, "parts": {}, "disk_bytes": 0, "passes": ()} | changes)
+
+
+def with_pass_1_of(model, source, wish, most_px):
+    """Return the numbers of a picture whose last pass alone has windows of at most most_px."""
+    picture = read_picture(source)
+    size, kept = (picture.height, picture.width), {}
+
+    class Keeping(MemoryStore):
+        def fill(self, name, height, width, rows_from):
+            return kept.setdefault(name, kept.get(name) or super().fill(name, height, width, rows_from))
+
+    for request in (wish, wish.model_copy(update={"most_px": most_px})):
+        rows = model.run_passes(part_of(picture.pixels), size, model.plan(*size, request), request, Keeping())
+    assert list(kept) == ["pass_1"]
+    return files.values_of(torch.cat(list(rows(0)), dim=-2), None, False, np.uint8)
+
+
+@pytest.mark.parametrize("memory", [None, 10**12])
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"batch": 5}])
+def test_what_fits_now_does_not_throw_away_what_was_done(model, tmp_path, monkeypatch, memory, options):
+    """The earlier run had smaller windows; the later one, asked in another way that changes nothing, goes on so."""
+    source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
+    save(source, "RGB")
+    wish = Request(scale=4)
+    left = leave(model, source, target, wish, fitted(most_px=32, batch=3))
+    assert left["made"]["output"] == {"most_px": 32, "batch": 3}
+    begun = []
+    rest = files._numbers
+
+    def numbers(store, out, *more):
+        begun.append((store.done("output", out), store._journal["how"]))
+        return rest(store, out, *more)
+
+    monkeypatch.setattr(files, "_numbers", numbers)
+    upscale_file(model, source, target, wish.model_copy(update=options), memory=memory, say=said.append)
+    assert begun == [(left["rows"]["output"], {"most_px": 32, "batch": 3})]
+    assert begun[0][0] >= 64
+    assert not any("anew" in line or "not used" in line for line in said)
+    upscale_file(model, source, tmp_path / "wanted.png", wish.model_copy(update={"most_px": 32, "batch": 3}))
+    np.testing.assert_array_equal(decode_file(target).values, decode_file(tmp_path / "wanted.png").values)
+
+
+def test_fewer_windows_run_together_where_the_user_says_so(model, tmp_path):
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    save(source, "RGB")
+    leave(model, source, target, Request(scale=4), fitted(batch=3))
+    found = files._begun(model, source, target, model.settled(Request(scale=4, batch=2)), 2, print)
+    assert found.batch == 2
+    assert files._begun(model, source, target, model.settled(Request(scale=4)), None, print).batch == 3
+
+
+def test_with_too_little_for_the_earlier_windows_finished_passes_are_kept(model, tmp_path):
+    source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
+    save(source, "RGB")
+    wish = model.settled(Request(scale=4))
+    leave(model, source, target, wish, fitted())
+    size, own = (45, 61), TUDSR.fit
+    shrunk = replace(own(model, size, model.plan(*size, wish), wish, 10**12, begun=wish), most_px=32)
+    assert shrunk.on_disk
+    with pytest.MonkeyPatch.context() as patch:  # what this process holds is not the same twice
+        patch.setattr(TUDSR, "fit", lambda *_, **__: shrunk)
+        upscale_file(model, source, target, wish, say=said.append)
+    assert any("windows do not fit into the memory; what it had not finished is begun anew" in line for line in said)
+    np.testing.assert_array_equal(decode_file(target).values, with_pass_1_of(model, source, wish, 32))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_where_memory_runs_out_in_the_last_pass_the_first_one_is_kept(model, tmp_path, monkeypatch, on_disk, error):
+    source, target, said, journals = tmp_path / "in.png", tmp_path / "out.png", [], []
+    save(source, "RGB")
+    wish = Request(scale=4)
+    wanted = with_pass_1_of(model, source, wish, 32)
+
+    def encode(*args):
+        journals.append(json.loads((work_folder(target) / "journal.json").read_text()))
+        return encode_spooled(*args)
+
+    monkeypatch.setattr(files, "encode_spooled", encode)
+    monkeypatch.setattr(files, "values_of", failing(files.values_of, 2, error))
+    upscale_file(model, source, target, wish, say=said.append)
+    assert sum("memory ran out" in line for line in said) == 1
+    made = journals[0]["made"]
+    assert {name: how["most_px"] for name, how in made.items()} == {"pass_1": None, "output": 32}
+    np.testing.assert_array_equal(decode_file(target).values, wanted)
+
+
+def test_work_that_cannot_be_used_is_said(model, tmp_path, monkeypatch, on_disk):
+    source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
+    save(source, "RGB")
+    leave(model, source, target, Request(scale=4))
+    monkeypatch.setattr(files.torch, "get_num_threads", lambda: 99)
+    upscale_file(model, source, target, Request(scale=4, color="none"), say=said.append)
+    assert f"{source}: what an earlier run left on disk is not used, because of another request and threads." in said
+
+
+DECODED = """
+import os, sys
+from pathlib import Path
+import pyvips, tifffile
+from PIL import Image
+from tudsr.image_spool import read_header, spool_input
+
+def kept(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+Image.init()
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        header = read_header(Path(name))
+        Path("/proc/self/clear_refs").write_text("5")
+        before = kept("VmRSS")
+        spool_input(Path(name), header, Path(name + ".raw"))
+        print(Path(name).name, header.decode_bytes, kept("VmHWM") - before, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure")
+def test_decoding_takes_what_the_header_says(tmp_path):
+    """Real processes' peaks; each of these kinds is in memory as a whole, or nearly."""
+    side = 2048
+    grain = np.random.default_rng(0).integers(0, 9, (side, side, 4), np.uint8)
+    picture = Image.fromarray(np.kron(noise(side // 8, side // 8, 4), np.ones((8, 8, 1), np.uint8)) // 2 + grain)
+    colours, exif = picture.convert("RGB"), Image.Exif()
+    exif[274] = 6
+    colours.save(tmp_path / "plain.jpg")
+    colours.save(tmp_path / "progressive.jpg", progressive=True, subsampling=0)
+    colours.save(tmp_path / "turned.jpg", exif=exif)
+    colours.save(tmp_path / "both.jpg", exif=exif, progressive=True, subsampling=0)
+    colours.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    colours.quantize(64).save(tmp_path / "palette.png", compress_level=1)
+    picture.save(tmp_path / "alpha.webp", method=0)
+    colours.save(tmp_path / "plain.tif", exif=exif)
+    values = np.asarray(colours)
+    tifffile.imwrite(tmp_path / "strip.tif", values, photometric="rgb", compression="zlib", rowsperstrip=side)
+    wide = values.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "wide.tif", wide, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    pyvips.Image.new_from_array(values).pngsave(str(tmp_path / "interlaced.png"), interlace=True, compression=1)
+    names = sorted(str(path) for path in tmp_path.iterdir())
+    out = subprocess.check_output([sys.executable, "-c", DECODED, *names], text=True)
+    found = {name: (int(said), int(took)) for name, said, took in (line.split() for line in out.splitlines())}
+    assert len(found) == 11
+    for name, (said, took) in found.items():
+        assert took <= said + 24 * 10**6, (name, said, took)  # rows, tables, the C library: of the slack
+        assert said <= 2 * took, (name, said, took)
+    assert found["plain.jpg"][0] == 0
+    assert min(said for name, (said, _) in found.items() if name != "plain.jpg") >= side**2 * 2
 
 
 def test_a_second_run_at_the_same_output_is_refused(model, tmp_path, on_disk):

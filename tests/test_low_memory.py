@@ -9,10 +9,8 @@ from typer.testing import CliRunner
 
 from tudsr import lora
 from tudsr.apps.cli import app
-from tudsr.canvas import DiskStore
 from tudsr.checkpoint import load_tensors, save_tensors
 from tudsr.errors import ModelError
-from tudsr.files import earlier_request, work_folder
 from tudsr.folder import UNET_FILE, save_model
 from tudsr.memory import Need, fit
 from tudsr.pipeline import TUDSR, load
@@ -116,16 +114,6 @@ def test_a_model_without_files_or_with_others_is_refused(learnt, make_model, tmp
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         tudsr.upscale(picture, 2, low_memory=True)
     assert same(weights(tudsr), before)
-
-
-def test_a_run_from_disk_is_taken_up_however_it_fitted_into_memory(learnt, tmp_path):
-    wish = Request(scale=4)
-    target = tmp_path / "out.png"
-    DiskStore(work_folder(target), {"request": wish.model_copy(update={"low_memory": True}).model_dump(mode="json")})
-    found = earlier_request(work_folder(target), wish)
-    assert found is not None
-    assert found.low_memory
-    assert earlier_request(work_folder(target), Request(scale=3)) is None
 
 
 def test_the_command_makes_the_same_file(learnt, photos, tmp_path):

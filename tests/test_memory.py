@@ -1,15 +1,21 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 
-from tudsr.config import WindowRange
-from tudsr.cost import meta_model
+from tudsr import memory as memory_module
+from tudsr.backbones import Backbone, blueprint
+from tudsr.config import ModelConfig, WindowRange
+from tudsr.cost import META, meta_model, window_bytes, window_cost
 from tudsr.errors import InputError
+from tudsr.folder import Model, load_model
 from tudsr.machine import free_bytes, resident_bytes
-from tudsr.memory import Need, fit, pictures_bytes, rows_bytes, spooled_bytes, until_it_fits
+from tudsr.memory import Need, _window_bound, fit, has_room, pictures_bytes, rows_bytes, spooled_bytes
 from tudsr.planner import plan_passes
-from tudsr.request import Request
+from tudsr.request import Request, until_it_fits
 
 MB = 10**6
 
@@ -64,6 +70,47 @@ def test_a_gpus_budget_is_about_windows_and_the_hosts_about_pictures(need):
     assert found.parts["windows"] == 2 * single.parts["windows"]
 
 
+def test_on_a_gpu_weights_are_read_again_before_the_disk_and_windows_shrink_last(need):
+    wish, request = need(2000, 3000, 4, batch=4, rereads=True), Request(scale=4)
+    for host, on_disk in ((10**12, False), (100 * MB, True)):
+        found, seen = fit(wish, request, 10**12, host=host), []
+        while found.most_px is None:
+            seen.append((found.batch, found.low_memory, found.on_disk))
+            found = fit(wish, request, found.peak_bytes - 1, host=host)
+        assert seen == [(batch, low, on_disk) for batch, low in ((4, False), (2, False), (1, False), (1, True))]
+        assert (found.batch, found.low_memory, found.on_disk, found.most_px) == (1, True, on_disk, 32)
+
+
+def test_what_an_earlier_run_chose_is_kept_where_it_fits(need):
+    request = Request(scale=4)
+    begun = request.model_copy(update={"most_px": 32, "batch": 64})
+    wish = need(2000, 3000, 4, batch=1, rereads=True, begun=begun)
+    plenty = fit(wish, request, 10**12)
+    assert (plenty.on_disk, plenty.batch, plenty.most_px, plenty.low_memory) == (True, 64, 32, False)
+    near = fit(wish, request, plenty.peak_bytes - 5 * MB)  # a process holds more, or less, at each start
+    assert (near.batch, near.most_px, near.peak_bytes) == (64, 32, plenty.peak_bytes)
+    frugal = fit(wish, request, plenty.peak_bytes - 8 * MB - 1)
+    assert (frugal.batch, frugal.most_px, frugal.low_memory) == (64, 32, True)
+    too_little = frugal.peak_bytes - 8 * MB - 1
+    assert fit(wish, request, too_little).batch == 1
+
+
+def test_reading_the_input_counts_where_the_work_takes_less(need):
+    request = Request(scale=4)
+    streams, decoded = (need(2000, 3000, 4, decode_bytes=count) for count in (0, 900 * MB))
+    spooled, large = (fit(wish, request, 2000 * MB) for wish in (streams, decoded))
+    assert spooled.on_disk
+    assert large.on_disk
+    work = sum(large.parts[name] for name in ("merged weights", "windows", "rows"))
+    assert large.peak_bytes == large.parts["base"] + 900 * MB + large.parts["slack"]
+    assert work < 900 * MB
+    assert spooled.peak_bytes == large.peak_bytes - large.parts["pictures"]
+    with pytest.raises(InputError, match="is the least"):
+        fit(decoded, request, 1400 * MB)
+    alone = fit(need(100, 100, 1, decode_bytes=900 * MB), Request(scale=1), 10**12)
+    assert alone.parts["pictures"] == 900 * MB + 10_000 * 12
+
+
 def test_fewer_windows_run_together_before_anything_else_changes(need):
     wish, request = need(2000, 3000, 4, batch=4), Request(scale=4)
     found, seen = fit(wish, request, 10**12), []
@@ -76,9 +123,9 @@ def test_fewer_windows_run_together_before_anything_else_changes(need):
 
 
 def test_without_a_disk_only_windows_shrink(need):
-    wish, request = need(300, 300, 4), Request(scale=4)
-    whole = fit(wish, request, 10**12, spool=False)
-    less = fit(wish, request, whole.peak_bytes - 1, spool=False)
+    wish, request = need(300, 300, 4, spool=False), Request(scale=4)
+    whole = fit(wish, request, 10**12)
+    less = fit(wish, request, whole.peak_bytes - 1)
     assert (less.on_disk, less.most_px) == (False, 32)
 
 
@@ -126,3 +173,53 @@ def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():
     assert tried == [None, 512, 256, 128, 64]
     with pytest.raises(RuntimeError, match="shapes"):
         until_it_fits(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), Request(scale=2), own, said.append)
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [({"within": True}, True), ({"within": False, "peak_gpu_mb": 5000.0}, False), ({"refused": "… least"}, False)],
+)
+def test_the_benchmark_tells_a_budget_that_was_not_kept_to(monkeypatch, row, kept):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import memory
+
+    assert (memory.broken([{"within": True}, row]) == []) is kept
+    script = (Path(__file__).parents[1] / "scripts" / "gpu" / "bench.sh").read_text()
+    assert "memory.py --strict" in script
+    assert script.rstrip().endswith('exit "$kept"')
+
+
+@pytest.mark.parametrize("name", ["small", "tiny", "sd21", "taesd"])
+def test_a_windows_bound_is_above_what_is_counted_and_near_it(model_folder, name):
+    if name in ("sd21", "taesd"):
+        plan = blueprint("sd21")
+        with META:
+            vae = AutoencoderTiny() if name == "taesd" else plan.vae()
+            unet, vae = (net.to(torch.bfloat16) for net in (UNet2DConditionModel(**plan.unet), vae))
+            prompt = torch.empty(1, 77, 1024, dtype=torch.bfloat16)
+            net = Backbone(unet, vae, torch.empty(1000), "epsilon", prompt).eval()
+        shapes = Model(ModelConfig.parse(plan.settings, name), net, scheduler=None)
+    else:
+        shapes = meta_model(model_folder if name == "small" else name, torch.bfloat16)
+    side = shapes.config.windows.min_px
+    counted = window_bytes(window_cost(shapes, side, side), torch.bfloat16)
+    bound = _window_bound(shapes.backbone) * side**2
+    assert counted < bound < 8 * counted
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_room_is_asked_for_pictures_windows_and_weights(model_folder, monkeypatch, device):
+    model = load_model(model_folder, torch.device("cpu"), torch.float32)
+    free = {"cpu": 10**9, "cuda": 10**9}
+    monkeypatch.setattr(memory_module, "free_bytes", lambda where: free[where.type])
+    monkeypatch.setattr(type(model.backbone), "device", torch.device(device))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    request = Request(scale=4)
+    plan = plan_passes(70, 70, scale=4)
+    assert has_room(model, (70, 70), plan, request, 3)
+    assert not has_room(model, (70, 70), plan, request.model_copy(update={"batch": 1000}), 3)
+    free[device] = 3 * MB
+    assert not has_room(model, (70, 70), plan, request, 3)
+    free["cuda"], free["cpu"] = 10**9, 3 * MB
+    assert not has_room(model, (70, 70), plan, request, 3)

@@ -51,30 +51,40 @@ class MemoryStore:
 class DiskStore:
     """Keeps every picture in a folder and remembers how many of its rows are done, so that a killed run goes on.
 
-    Rows reach the disk before the journal says so: what the journal counts is there.
+    Rows reach the disk before the journal says so: what the journal counts is there. It also says how each picture was
+    made: one that is finished serves the next pass whatever its windows were, one that is not is begun anew with other
+    windows, since there would be a seam.
 
     Args:
         folder: for the files; made if it is not there.
         key: what the rows depend on. Pictures that another key began are begun anew.
+        how: `most_px`, of the windows, and `batch`, which rows hardly depend on: on that in their last bits.
         rows_at_once: rows that are written together, at least; the journal is written as often.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], rows_at_once: int = 64) -> None:
+    def __init__(
+        self, folder: Path, key: dict[str, Any], how: dict[str, int | None] | None = None, rows_at_once: int = 64
+    ) -> None:
         self._folder, self._rows_at_once = folder, rows_at_once
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal: dict[str, Any] = {"key": json.loads(json.dumps(key)), "rows": {}}
+        self._journal: dict[str, Any] = {"key": plain(key), "rows": {}, "made": {}}
         found = read_journal(folder)
         if found is not None and found["key"] == self._journal["key"]:
             self._journal = found
-            return
-        for file in folder.iterdir():  # of other pictures: not a row of theirs may be taken for ours
-            file.unlink()
+        else:
+            for file in folder.iterdir():  # of other pictures: not a row of theirs may be taken for ours
+                file.unlink()
+        self._journal["how"] = how or {}
         self._write_journal()
 
     def done(self, name: str, raw: RawFile) -> int:
-        """Return how many rows of a picture are there: as many as the journal counts and the file holds."""
-        rows = int(self._journal["rows"].get(name, 0))
-        return min(rows, raw.path.stat().st_size // raw.row_bytes)
+        """Return how many rows of a picture are there: as many as the journal counts and the file holds.
+
+        None are of a picture that was begun with other windows and never finished.
+        """
+        rows = min(int(self._journal["rows"].get(name, 0)), raw.path.stat().st_size // raw.row_bytes)
+        made = self._journal["made"].get(name, {})
+        return rows if rows == raw.shape[0] or made.get("most_px") == self._journal["how"].get("most_px") else 0
 
     def close(self) -> None:
         """Remove the folder, the journal first: what a kill leaves of it vouches for nothing."""
@@ -106,6 +116,9 @@ class DiskStore:
     def write(self, name: str, raw: RawFile, rows: Iterator[NDArray]) -> None:
         """Write rows below those that are there, (rows, W, C), and journal them."""
         y = self.done(name, raw)
+        if y < raw.shape[0]:  # said before a row is written: a kill may not leave new rows under the old windows
+            self._journal["rows"][name], self._journal["made"][name] = y, self._journal["how"]
+            self._write_journal()
         for values in rows:
             raw.write(y, values)
             y += len(values)
@@ -116,11 +129,17 @@ class DiskStore:
         write_text(self._folder / JOURNAL_NAME, json.dumps(self._journal))
 
 
+def plain(key: dict[str, Any]) -> dict[str, Any]:
+    """Return a key as the journal gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(key))
+    return found
+
+
 def read_journal(folder: Path) -> dict[str, Any] | None:
     """Return what a folder's journal says, or None where there is none, or a damaged one."""
     try:
         found = json.loads((folder / JOURNAL_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    well = isinstance(found, dict) and isinstance(found.get("key"), dict) and isinstance(found.get("rows"), dict)
+    well = isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("key", "how", "rows", "made"))
     return found if well else None

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
-from tudsr.canvas import DiskStore, RowsFrom, read_journal
+from tudsr.canvas import DiskStore, RowsFrom, plain, read_journal
 from tudsr.checkpoint import sha256_file, write_text
 from tudsr.errors import InputError
 from tudsr.image import Picture, pixels_of, read_picture, values_of, write_picture
 from tudsr.image_encode import check_size, file_format
 from tudsr.image_raw import RawFile
 from tudsr.image_spool import Header, check_spooled, encode_spooled, read_header, spool_input
-from tudsr.memory import spooled_bytes, until_it_fits
+from tudsr.memory import spooled_bytes
 from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan
-from tudsr.request import Request
+from tudsr.request import Request, until_it_fits
 from tudsr.resize import Region, upsampled
 from tudsr.tiling import Progress
 
@@ -59,7 +59,8 @@ def upscale_file(
     """Enlarge one picture file.
 
     The result is the same in memory and from disk, unless windows had to shrink, which is said. From disk, the work
-    lies in a folder beside the target; killed and called again, it goes on where it was.
+    lies in a folder beside the target; killed and called again, it goes on where it was, with the same windows and
+    batch where they fit into the memory it now may take. What cannot be used of it is begun anew, which is said.
 
     Args:
         model: loaded.
@@ -77,25 +78,30 @@ def upscale_file(
         InputError: for a picture that cannot be read, written or done within the memory or the disk's free space.
         ConfigError: for wishes that cannot be met.
     """
-    header, request = read_header(source), model.settled(request)
+    header, wish = read_header(source), model.settled(request)
     size = header.height, header.width
-    plan = model.plan(*size, request)
+    plan = model.plan(*size, wish)
     check_size(target, plan.height, plan.width)
-    earlier = earlier_request(work_folder(target), request) if memory is None else None
-    fit = None if earlier else model.fit(size, plan, request, memory, header.pixel_bytes)
-    on_disk = earlier is not None or (fit is not None and fit.on_disk)
-    request = earlier or (fit.applied(request) if fit else request)
+
+    def tell(line: str) -> None:
+        say(f"{source}: {line}")
+
+    begun = _begun(model, source, target, wish, request.batch, tell)
+    fit = model.fit(size, plan, wish, memory, header.pixel_bytes, decode_bytes=header.decode_bytes, begun=begun)
+    on_disk = fit is not None and fit.on_disk
     if fit is not None and fit.most_px is not None:
-        say(f"{source}: windows of at most {fit.most_px} px, to keep to the memory; the result is a little different.")
+        tell(fit.shrunk)
+    if begun is not None and not (on_disk and fit is not None and fit.most_px == begun.most_px):
+        tell("an earlier run's windows do not fit into the memory; what it had not finished is begun anew.")
     if on_disk and in_memory:
         raise InputError(f"{source}: the pictures do not fit into memory, so they cannot be laid side by side.")
 
     def run(request: Request) -> Enlarged:
         if on_disk:
-            return _Spooled(model, source, target, header, request).run(progress, say)
+            return _Spooled(model, source, target, header, wish, request).run(progress, say)
         return _in_memory(model, source, target, request, progress, say, later if fit is None else None)
 
-    return until_it_fits(run, request, model.config.windows, lambda line: say(f"{source}: {line}"))
+    return until_it_fits(run, fit.applied(wish) if fit else wish, model.config.windows, tell)
 
 
 def _in_memory(
@@ -124,26 +130,47 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f".{name}{WORK_SUFFIX}")
 
 
-def earlier_request(folder: Path, request: Request) -> Request | None:
-    """Return what an earlier run on disk was asked, if that is this request, but for how it fitted into memory."""
-    journal = read_journal(folder)
+def _begun(model: TUDSR, source: Path, target: Path, wish: Request, batch: int | None, say: Say) -> Request | None:
+    """Return a wish with the windows and the batch of an earlier run on disk that had the same one; else say so.
+
+    Fewer windows run together where the user says so with `batch`: the earlier run may have died of them.
+    """
+    journal = read_journal(work_folder(target))
     if journal is None:
         return None
-    try:
-        found = Request(**journal["key"]["request"])
-    except (KeyError, TypeError, ValueError):  # of another version
+    key = plain(run_key(model, source, target, wish))
+    others = [name for name, value in key.items() if journal["key"].get(name) != value]
+    if others:
+        say(f"what an earlier run left on disk is not used, because of another {' and '.join(others)}.")
         return None
-    own = request.model_dump(include={"most_px", "low_memory", "batch"})
-    return found if found.model_copy(update=own) == request else None
+    how = journal["how"]
+    return wish.model_copy(update=how | ({} if batch is None else {"batch": min(batch, how.get("batch") or batch)}))
+
+
+def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str, Any]:
+    """Return what a picture's rows depend on, but for what is chosen to fit into memory."""
+    return {
+        "version": __version__,
+        "source": sha256_file(source),
+        "target": target.name,
+        "request": wish.model_dump(mode="json", exclude={"batch", "low_memory"}),
+        "model": model.config.sha256,
+        "dtype": str(model.model.backbone.dtype),
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
 
 
 class _Spooled:
     """One picture on its way from disk to disk."""
 
-    def __init__(self, model: TUDSR, source: Path, target: Path, header: Header, request: Request) -> None:
+    def __init__(
+        self, model: TUDSR, source: Path, target: Path, header: Header, wish: Request, request: Request
+    ) -> None:
         check_spooled(target)
-        self._model, self._source, self._target, self._request, self._header = model, source, target, request, header
-        self._folder = work_folder(target)
+        self._model, self._source, self._target, self._header = model, source, target, header
+        self._wish, self._request, self._folder = wish, request, work_folder(target)
 
     def run(self, progress: Progress | None, say: Say) -> Enlarged:
         try:
@@ -155,7 +182,8 @@ class _Spooled:
 
     def _run(self, progress: Progress | None, say: Say) -> Enlarged:
         plan = self._model.plan(self._header.height, self._header.width, self._request)
-        store = DiskStore(self._folder, self._key())
+        key = run_key(self._model, self._source, self._target, self._wish)
+        store = DiskStore(self._folder, key, self._request.model_dump(include={"most_px", "batch"}))
         self._check_disk(plan, say)
         header = self._input()
         values = RawFile(self._folder / "input.raw", header.shape, header.dtype)
@@ -200,20 +228,6 @@ class _Spooled:
             )
         more = ", going on with what an earlier run left" if (self._folder / "header.json").is_file() else ""
         say(f"{self._source}: works on disk, in up to {needed / _MB:.0f} MB beside the output{more}.")
-
-    def _key(self) -> dict[str, Any]:
-        """Return what the rows depend on."""
-        return {
-            "version": __version__,
-            "source": sha256_file(self._source),
-            "target": self._target.name,
-            "request": self._request.model_dump(mode="json"),
-            "model": self._model.config.sha256,
-            "dtype": str(self._model.model.backbone.dtype),
-            "device": self._model.device,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
 
 
 def _numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> Iterator[NDArray]:

@@ -18,6 +18,8 @@ from tudsr.image_raw import RawFile
 
 SPOOLED_FORMATS = ("PNG", "TIFF", "JPEG")
 _STREAMED = ("JPEG", "PNG", "TIFF")  # what libvips reads from top to bottom, to the same numbers as Pillow does
+_PILLOW_BYTES = 4  # of a pixel, in most of its modes
+_WEBP_BYTES = 8  # of a pixel: libwebp's canvas, and that of the frame before
 _MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}
 
 
@@ -30,7 +32,8 @@ class Header:
         width: columns, upright.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
         bits: of a channel, 8 or 16.
-        streams: whether it can be decoded without being in memory as a whole.
+        streams: whether libvips can decode it.
+        decode_bytes: the most memory that decoding takes, beyond some rows.
         orientation: EXIF's, 1 where the rows lie in the file as they are seen.
         icc: the ICC profile, or None.
         exif: EXIF as bytes that begin with b"Exif\0\0", without orientation, or None.
@@ -42,6 +45,7 @@ class Header:
     channels: int = 3
     bits: int = 8
     streams: bool = False
+    decode_bytes: int = 0
     orientation: int = 1
     icc: bytes | None = None
     exif: bytes | None = None
@@ -89,7 +93,7 @@ def _header(image: Image.Image) -> Header:
     orientation, exif = split_exif(image, notes) if image.format != "PNG" or "exif" in image.info else (1, None)
     turned = orientation >= 5 and image.format != "TIFF"  # of a TIFF, Pillow gives the sides as they are seen
     known = image.mode in _MODES and "transparency" not in image.info and tags.get(284, 1) == 1 and not notes
-    return Header(
+    header = Header(
         height=image.width if turned else image.height,
         width=image.height if turned else image.width,
         channels=2 if grey_alpha else _MODES.get(image.mode, 3) + image.has_transparency_data * (image.mode == "P"),
@@ -100,6 +104,23 @@ def _header(image: Image.Image) -> Header:
         exif=exif,
         notes=tuple(notes),
     )
+    return replace(header, decode_bytes=_decode_bytes(image, header))
+
+
+def _decode_bytes(image: Image.Image, header: Header) -> int:
+    """Return what decoding takes; measured for each kind at 4096² (tests/test_files.py holds it to that)."""
+    pixels = header.height * header.width
+    values = pixels * header.pixel_bytes
+    coefficients = 2 * pixels * len(image.getbands()) if "progressive" in image.info else 0  # libjpeg keeps them all
+    if header.streams:
+        tags: Any = getattr(image, "tag_v2", {})
+        strip = max(tags.get(279, (0,))) if tags.get(259, 1) != 1 else 0  # libtiff reads a packed strip as a whole
+        whole = header.orientation != 1 or bool(image.info.get("interlace"))
+        return coefficients + strip + (values if whole else 0)
+    # Pillow's own picture and a converted one, for floats another, and the numbers with a copy; 16 bits are decoded
+    # twice, in 8, and put together.
+    own = (3 if image.mode == "F" else 2) * _PILLOW_BYTES + _WEBP_BYTES * (image.format == "WEBP")
+    return coefficients + own * pixels + (3 if header.bits == 16 else 2) * values
 
 
 def _tifffile_header(path: Path) -> Header:
@@ -111,9 +132,10 @@ def _tifffile_header(path: Path) -> Header:
         tag = page.tags.get(274)
         turned = tag is not None and tag.value >= 5
         height, width = page.imagelength, page.imagewidth
+        channels, bits = min(page.samplesperpixel, 4), 16 if page.bitspersample == 16 else 8
         return Header(
-            height=width if turned else height, width=height if turned else width,
-            channels=min(page.samplesperpixel, 4), bits=16 if page.bitspersample == 16 else 8,
+            height=width if turned else height, width=height if turned else width, channels=channels, bits=bits,
+            decode_bytes=2 * height * width * channels * bits // 8,  # and a copy that is upright
         )  # fmt: skip
 
 

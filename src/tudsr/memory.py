@@ -2,34 +2,33 @@
 
 In this order: everything in memory; fewer windows together; the pictures on disk, a row of windows in memory; adapters
 in the base weights' own place; smaller windows, down to the model's smallest, which is the only choice that changes the
-result.
+result. A GPU never holds the pictures: they go to disk only where the machine's own memory has no room for them.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
 
 import torch
+from torch import nn
 
+from tudsr.backbones import Backbone
 from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
-from tudsr.config import WindowRange
-from tudsr.cost import BYTES_PER_PIXEL, PassCost, pass_costs, weights_bytes, window_bytes
+from tudsr.cost import BYTES_PER_PIXEL, WORKSPACE, PassCost, pass_costs, weights_bytes, window_bytes
 from tudsr.errors import InputError
 from tudsr.folder import Model
-from tudsr.machine import free_bytes
+from tudsr.machine import free_bytes, resident_bytes
 from tudsr.planner import Plan
-from tudsr.request import Request
-from tudsr.windows import WindowGrid
+from tudsr.request import Request, half_side
+from tudsr.request import is_out_of_memory as is_out_of_memory  # for apps, beside the rest on memory
+from tudsr.windows import WindowGrid, plan_windows
 
-T = TypeVar("T")
-
-_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
 _ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
 _ALPHA = 4  # bytes a pixel: transparency, which few pictures have
 _STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
 _MARGIN = 1.02  # the next process may hold a little more to begin with
 _SLACK = 96 * 10**6  # threads' own heaps, libvips, and what the C library keeps of freed memory
+_DRIFT = 8 * 10**6  # of the slack: what a process holds to begin with is not the same at each start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,64 +58,15 @@ class Fit:
         """Memory at the peak."""
         return sum(self.parts.values())
 
+    @property
+    def shrunk(self) -> str:
+        """Say that windows had to be smaller."""
+        return f"windows of at most {self.most_px} px, to keep to the memory; the result is a little different."
+
     def applied(self, request: Request) -> Request:
         """Return a request that is met this way."""
         found = {"most_px": self.most_px, "low_memory": self.low_memory, "batch": self.batch}
         return request.model_copy(update=found)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the many ways in which memory runs out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
-
-
-def until_it_fits(run: Callable[[Request], T], request: Request, own: WindowRange, say: Callable[[str], None]) -> T:
-    """Run, and where memory runs out all the same (another program took it), run again with half as much at once.
-
-    First fewer windows run together, then windows are smaller, down to the model's smallest.
-
-    Args:
-        run: does what a request asks.
-        request: the request to begin with.
-        own: the model's windows.
-        say: told once that less is done at once.
-
-    Returns:
-        What `run` returned.
-
-    Raises:
-        MemoryError: or what else `run` raises, when there is nothing left to halve.
-    """
-    said = False
-    while True:
-        try:
-            return run(request)
-        except (MemoryError, RuntimeError) as error:
-            half = _halved(request, own) if is_out_of_memory(error) else None
-            if half is None:
-                raise
-        request = half  # out of the handler: the error's traceback holds what took the memory
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not said:
-            say("memory ran out; going on with less at once, which may change the result a little.")
-            said = True
-
-
-def _halved(request: Request, own: WindowRange) -> Request | None:
-    if request.batch and request.batch > 1:
-        return request.model_copy(update={"batch": request.batch // 2})
-    windows = request.windows(own)
-    most_px = _half_side(windows.max_px, windows)
-    return None if most_px is None else request.model_copy(update={"most_px": most_px})
-
-
-def _half_side(side_px: int, windows: WindowRange) -> int | None:
-    """Return half of a window's side, or None below the smallest."""
-    half = side_px // 2 // windows.stride_px * windows.stride_px
-    return None if half < max(windows.min_px, 2 * windows.overlap_px) else half
 
 
 def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, color: str = "wavelet") -> int:
@@ -173,8 +123,11 @@ class Need:
         base: bytes that are taken anyway: libraries and weights.
         batch: windows that run together, at most.
         pixel_bytes: of a pixel in the files.
+        decode_bytes: that reading the input takes before the work begins, such as `image_spool.Header.decode_bytes`.
         color: the colour fix.
         rereads: whether the base's weights can be read again from files.
+        spool: whether the pictures may live on disk.
+        begun: how an earlier run began on disk: its windows and batch are kept where they fit, for the same bytes.
     """
 
     shapes: Model
@@ -183,18 +136,45 @@ class Need:
     base: int
     batch: int = 1
     pixel_bytes: int = 3
+    decode_bytes: int = 0
     color: str = "wavelet"
     rereads: bool = False
+    spool: bool = True
+    begun: Request | None = None
 
 
-def fit(
-    need: Need,
-    request: Request,
-    budget: int,
-    *,
-    host: int | None = None,
-    spool: bool = True,
-) -> Fit:
+def has_room(model: Model, size: tuple[int, int], plan: Plan, request: Request, pixel_bytes: int) -> bool:
+    """Whether twice what an enlargement can take at most is free, so that nothing is to be chosen or counted.
+
+    Counting takes seconds for a large model, this none. The bounds are `_window_bound` for windows, and the UNet once
+    more for merged layers. On CUDA pictures are compared with the machine's memory and the rest with the GPU's. The
+    model is loaded; the others are as in `Need`.
+    """
+    net, windows = model.backbone, request.windows(model.config.windows)
+    grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
+    pictures = pictures_bytes(*size, plan, pixel_bytes, request.color) + max(map(rows_bytes, grids)) + _SLACK
+    window = _window_bound(net) * max(grid.window_h * grid.window_w for grid in grids)
+    work = int((request.batch or 1) * window) + sum(weight.nbytes for weight in net.unet.parameters())
+    free = free_bytes(torch.device("cpu"))
+    if net.device.type != "cuda":
+        return 2 * (pictures + work) < free
+    cached = torch.cuda.memory_reserved(net.device) - torch.cuda.memory_allocated(net.device)
+    return 2 * pictures < free and 2 * work < free_bytes(net.device) + cached
+
+
+def _window_bound(net: Backbone) -> float:
+    """Return more bytes than a window's pixel ever takes.
+
+    Alive at once are fewer channels than all of the UNet's convolutions make, at the latent's size, and four times the
+    widest of the autoencoder's at the picture's: up to eight times what is counted (tests/test_memory.py).
+    """
+    patch_px = getattr(net.vae.config, "patch_px", None) or 2 ** (len(net.vae.config.block_out_channels) - 1)
+    made = sum(part.out_channels for part in net.unet.modules() if isinstance(part, nn.Conv2d))
+    widths = [max(part.in_channels, part.out_channels) for part in net.vae.modules() if isinstance(part, nn.Conv2d)]
+    return WORKSPACE[net.dtype] * net.dtype.itemsize * (made / patch_px**2 + 4 * max(widths, default=0))
+
+
+def fit(need: Need, request: Request, budget: int, *, host: int | None = None) -> Fit:
     """Choose where pictures and merged layers live, and how large windows are, to stay below a budget.
 
     Args:
@@ -202,13 +182,15 @@ def fit(
         request: whose windows are used, or smaller ones.
         budget: bytes.
         host: where the budget is a GPU's memory, the bytes that pictures may take beside it; else None.
-        spool: whether the pictures may live on disk.
 
     Raises:
         InputError: when the least possible is above the budget; it is named.
     """
+    for choice in _as_begun(need, on_gpu=host is not None):
+        if choice.peak_bytes <= budget + _DRIFT:
+            return choice
     least: Fit | None = None
-    for choice in _choices(need, request, host, _ways(need, request, spool=spool)):
+    for choice in _choices(need, request, host, _ways(need, request, on_gpu=host is not None)):
         if choice.peak_bytes <= budget:
             return choice
         if least is None or choice.peak_bytes < least.peak_bytes:
@@ -222,11 +204,19 @@ def fit(
     )
 
 
-def fit_here(need: Need, request: Request, memory: int | None, device: torch.device, *, spool: bool = True) -> Fit:
+def fit_here(need: Need, request: Request, memory: int | None, device: torch.device) -> Fit:
     """Fit an enlargement into what the user grants, or, with None, into what is free on this machine; see `fit`."""
     budget = need.base + free_bytes(device) if memory is None else memory
     host = free_bytes(torch.device("cpu")) if device.type == "cuda" else None
-    return fit(need, request, budget, host=host, spool=spool)
+    return fit(need, request, budget, host=host)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return the memory that this process holds now: of the GPU on CUDA, which it gives back what it only keeps."""
+    if device.type != "cuda":
+        return resident_bytes()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,53 +228,70 @@ class _Way:
     low_memory: bool
 
 
-def _ways(need: Need, request: Request, *, spool: bool) -> list[_Way]:
+def _ways(need: Need, request: Request, *, on_gpu: bool) -> list[_Way]:
     """Return ways from the quickest to what takes least."""
     way = _Way(batch=need.batch, on_disk=False, low_memory=request.low_memory)
     ways = [way]
     while way.batch > 1:
         ways.append(way := replace(way, batch=way.batch // 2))
-    if spool:
+    frugal = need.rereads and not request.low_memory
+    if on_gpu:  # the disk saves nothing there: it is for what the host has no room for
+        ways += [replace(way, low_memory=True)] * frugal
+        return ways + [replace(one, on_disk=True) for one in ways] * need.spool
+    if need.spool:
         ways.append(way := replace(way, on_disk=True))
-    if need.rereads and not way.low_memory:
-        ways.append(replace(way, low_memory=True))
-    return ways
+    return ways + [replace(way, low_memory=True)] * frugal
+
+
+def _as_begun(need: Need, *, on_gpu: bool) -> Iterator[Fit]:
+    """Yield how an earlier run's windows and batch can go on, if there was one."""
+    begun = need.begun
+    if begun is None:
+        return
+    passes = pass_costs(need.shapes, need.plan, begun.windows(need.shapes.config.windows))
+    for low_memory in (begun.low_memory, True) if need.rereads else (begun.low_memory,):
+        way = _Way(batch=begun.batch or 1, on_disk=True, low_memory=low_memory)
+        yield _fit(need, passes, begun.most_px, way, on_gpu=on_gpu)
 
 
 def _choices(need: Need, request: Request, host: int | None, ways: list[_Way]) -> Iterator[Fit]:
     """Yield from the most to the least memory: smaller windows only after all else."""
     own, most_px = request.windows(need.shapes.config.windows), request.most_px
+    frugal = [way for way in ways if (way.batch, way.low_memory) == (ways[-1].batch, ways[-1].low_memory)]
     while True:
         windows = request.model_copy(update={"most_px": most_px}).windows(need.shapes.config.windows)
         passes = pass_costs(need.shapes, need.plan, windows)
-        for way in ways if most_px is None else ways[-1:]:
+        for way in ways if most_px == request.most_px else frugal:
             found = _fit(need, passes, most_px, way, on_gpu=host is not None)
-            if host is None or way.on_disk or _host_bytes(need, passes) <= host:
+            if host is None or way.on_disk or _in_memory(need) + _rows(passes) <= host:
                 yield found
         side = most_px or max(max(one.grid.window_h, one.grid.window_w) for one in passes)
-        most_px = _half_side(side, own)
+        most_px = half_side(side, own)
         if most_px is None:
             return
 
 
 def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Way, *, on_gpu: bool) -> Fit:
     merged, bare = (weights_bytes(need.shapes, merged=one) for one in (not way.low_memory, False))
-    parts = {
-        "base": need.base,
+    work = {
         "merged weights": merged - bare,
         "windows": way.batch * max(window_bytes(one.window, need.shapes.backbone.dtype) for one in passes),
     }
+    parts = {"base": need.base} | work
     if not on_gpu:
-        parts["pictures"] = 0 if way.on_disk else _pictures(need)
-        parts["rows"] = max(rows_bytes(one.grid) for one in passes)
-        parts["slack"] = _SLACK
+        work["rows"] = _rows(passes)
+        # Spooled pictures take memory only while the input is decoded, before there is anything of the work.
+        pictures = max(0, need.decode_bytes - sum(work.values())) if way.on_disk else _in_memory(need)
+        parts |= {"pictures": pictures, "rows": work["rows"], "slack": _SLACK}
     disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if way.on_disk else 0
     return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 
 
-def _host_bytes(need: Need, passes: tuple[PassCost, ...]) -> int:
-    return _pictures(need) + max(rows_bytes(one.grid) for one in passes)
+def _rows(passes: tuple[PassCost, ...]) -> int:
+    return max(rows_bytes(one.grid) for one in passes)
 
 
-def _pictures(need: Need) -> int:
-    return pictures_bytes(*need.size, need.plan, need.pixel_bytes, need.color)
+def _in_memory(need: Need) -> int:
+    height, width = need.size
+    read = need.decode_bytes + height * width * BYTES_PER_PIXEL
+    return max(read, pictures_bytes(height, width, need.plan, need.pixel_bytes, need.color))

@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from tudsr.canvas import MemoryStore, RowsFrom, Store
@@ -19,10 +18,9 @@ from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
 from tudsr.folder import Model, base_reader, load_model
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
-from tudsr.machine import free_bytes, resident_bytes
-from tudsr.memory import Fit, Need, fit_here, pictures_bytes, until_it_fits
+from tudsr.memory import Fit, Need, fit_here, has_room, held_bytes
 from tudsr.planner import Pass, Plan
-from tudsr.request import Request, parse_memory
+from tudsr.request import Request, parse_memory, until_it_fits
 from tudsr.resize import Region, part_of, upsample, upsampled
 from tudsr.stage import Stage, inference
 from tudsr.tiling import Fn, Progress, tiled_rows
@@ -95,8 +93,9 @@ class TUDSR:
         Args:
             image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [0, 1].
             scale: ratio, at least 1; 8 when neither it nor size, nor both m and n, are given.
-            memory: what this process may take, in bytes or such as "2GB"; windows shrink where it is little. Pictures
-                in memory stay there; `files.upscale_file` has them on disk.
+            memory: what this process may take, in bytes or such as "2GB"; None: most of what is free. Windows shrink
+                where it is little, with a warning. Pictures in memory stay there; `files.upscale_file` has them on
+                disk.
             progress: called with (windows done, windows in all).
             options: further fields of `Request`.
 
@@ -104,14 +103,16 @@ class TUDSR:
             The enlarged picture, of the kind that came.
 
         Raises:
-            InputError: for a picture that cannot be used or contradictory wishes.
+            InputError: for a picture that cannot be used, too little memory, or contradictory wishes.
             ConfigError: for an unknown or wrong option.
         """
         request, picture = self.settled(Request.of({"scale": scale, **options})), picture_from(image)
-        if memory is not None:
-            size = picture.height, picture.width
-            found = self.fit(size, self.plan(*size, request), request, parse_memory(memory), spool=False)
-            request = found.applied(request) if found else request
+        size, budget = (picture.height, picture.width), None if memory is None else parse_memory(memory)
+        found = self.fit(size, self.plan(*size, request), request, budget, spool=False)
+        if found is not None:
+            if found.most_px != request.most_px:
+                warnings.warn(found.shrunk, stacklevel=2)
+            request = found.applied(request)
         enlarged = until_it_fits(
             lambda less: self.upscale_picture(picture, less, progress), request, self.config.windows, warnings.warn
         )
@@ -236,8 +237,7 @@ class TUDSR:
         request: Request,
         memory: int | None = None,
         pixel_bytes: int = 3,
-        *,
-        spool: bool = True,
+        **more: Any,
     ) -> Fit | None:
         """Choose how an enlargement fits into memory.
 
@@ -247,10 +247,10 @@ class TUDSR:
             request: what is asked.
             memory: bytes that this process (on CUDA: its memory on the GPU) may take; None: most of what is free.
             pixel_bytes: of a pixel in the files.
-            spool: whether the pictures may live on disk.
+            more: further fields of `memory.Need`: decode_bytes, spool, begun.
 
         Returns:
-            The choice, or None where nobody gave a number and the pictures are small beside what is free.
+            The choice, or None where nobody gave a number and all of it is small beside what is free.
 
         Raises:
             InputError: when it cannot be done in so little.
@@ -259,16 +259,15 @@ class TUDSR:
             raise ConfigError(
                 "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
             )
-        device = self.model.backbone.device
-        small = 2 * pictures_bytes(*size, plan, pixel_bytes, request.color) < free_bytes(torch.device("cpu"))
-        if memory is None and small:
+        easy = request.vae == "whole" or has_room(self.model, size, plan, request, pixel_bytes)
+        if memory is None and easy and more.get("begun") is None:
             return None
-        base = torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_bytes()
+        device = self.model.backbone.device
         need = Need(
-            shapes=self.shapes, size=size, plan=plan, base=base, batch=request.batch or 1, pixel_bytes=pixel_bytes,
-            color=request.color, rereads=self.model.folder is not None,
+            shapes=self.shapes, size=size, plan=plan, base=held_bytes(device), batch=request.batch or 1,
+            pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None, **more,
         )  # fmt: skip
-        return fit_here(need, request, memory, device, spool=spool)
+        return fit_here(need, request, memory, device)
 
     @cached_property
     def shapes(self) -> Model:

@@ -1,8 +1,10 @@
 """What a user asks of one picture."""
 
 import re
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self, TypeVar
 
+import torch
 from pydantic import Field, field_validator
 
 from tudsr.color import COLOR_FIXES
@@ -12,6 +14,8 @@ from tudsr.planner import Plan, plan_passes
 
 DEFAULT_SCALE = 8.0
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+T = TypeVar("T")
+_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
 
 
 class Request(Settings):
@@ -74,6 +78,18 @@ class Request(Settings):
             return found
         return found.model_copy(update={"max_px": max(found.min_px, min(found.max_px, self.most_px))})
 
+    def halved(self, own: WindowRange) -> Self | None:
+        """Return a request that does half as much at once: fewer windows together, then smaller ones; None at the end.
+
+        Args:
+            own: the model's windows.
+        """
+        if self.batch and self.batch > 1:
+            return self.model_copy(update={"batch": self.batch // 2})
+        windows = self.windows(own)
+        most_px = half_side(windows.max_px, windows)
+        return None if most_px is None else self.model_copy(update={"most_px": most_px})
+
     @property
     def taken_back(self) -> float:
         """The share of what the stages add that fidelity takes back: PSNR stops rising at about a half."""
@@ -85,6 +101,12 @@ class Request(Settings):
         if name not in COLOR_FIXES:
             raise ValueError(f"known colour fixes: {', '.join(COLOR_FIXES)}")
         return name
+
+
+def half_side(side_px: int, windows: WindowRange) -> int | None:
+    """Return half of a window's side, or None below the smallest."""
+    half = side_px // 2 // windows.stride_px * windows.stride_px
+    return None if half < max(windows.min_px, 2 * windows.overlap_px) else half
 
 
 def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None) -> WindowRange:
@@ -110,6 +132,46 @@ def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None)
                 f"with an overlap of {overlap} px; nearest: {' and '.join(map(str, nearest))}."
             )
     return WindowRange(min_px=least, max_px=most, stride_px=stride, overlap_px=overlap)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the many ways in which memory runs out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def until_it_fits(run: Callable[[Request], T], request: Request, own: WindowRange, say: Callable[[str], None]) -> T:
+    """Run, and where memory runs out all the same (another program took it), run again with half as much at once.
+
+    First fewer windows run together, then windows are smaller, down to the model's smallest.
+
+    Args:
+        run: does what a request asks.
+        request: the request to begin with.
+        own: the model's windows.
+        say: told once that less is done at once.
+
+    Returns:
+        What `run` returned.
+
+    Raises:
+        MemoryError: or what else `run` raises, when there is nothing left to halve.
+    """
+    said = False
+    while True:
+        try:
+            return run(request)
+        except (MemoryError, RuntimeError) as error:
+            half = request.halved(own) if is_out_of_memory(error) else None
+            if half is None:
+                raise
+        request = half  # out of the handler: the error's traceback holds what took the memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not said:
+            say("memory ran out; going on with less at once, which may change the result a little.")
+            said = True
 
 
 def parse_memory(text: str | int) -> int:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tudsr import pipeline
 from tudsr.apps import plan as module
 from tudsr.apps.cli import main
 from tudsr.errors import InputError
+from tudsr.pipeline import load
+from tudsr.request import Request
 
 HAS_TINY = (Path(str(resources.files("tudsr"))) / "weights/tiny/tudsr.json").is_file()
 
@@ -113,6 +116,28 @@ def test_mistakes_are_sentences(call, mistake):
 def test_a_rate_is_named(model_folder):
     with pytest.raises(InputError, match="--rate -1: a number above 0"):
         module.make_plan(40, 30, None, model=str(model_folder), rate=-1.0)
+
+
+@pytest.mark.parametrize("shortages", [None, 0, 1, 2, 3])
+def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, shortages):
+    """With what is free, with enough, and with a byte too little for what was chosen before, again and again."""
+    model = load(model_folder, "cpu", "fp32")
+    request = model.settled(Request(scale=4))
+    size, held = (500, 700), module.weights_bytes(model.shapes, merged=False)
+    monkeypatch.setattr(module, "peak_rss_mb", lambda: 500.0)
+    monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6 + held)
+    found, memory = model.fit(size, model.plan(*size, request), request, 10**12), None
+    if shortages is None:
+        assert model.fit(size, model.plan(*size, request), request) is None, "all of it has room here"
+    for _ in range(shortages or 0):
+        memory = found.peak_bytes - 1
+        found = model.fit(size, model.plan(*size, request), request, memory)
+    assert (found.most_px == 32) == (shortages == 3)
+    options = [] if memory is None else ["--memory", memory]
+    planned = json.loads(call(700, 500, "--scale", 4, "--rate", 1, "--json", *options)[1])
+    said = ("on_disk", "batch", "low_memory", "most_px")
+    assert {name: planned[name] for name in said} == {name: getattr(found, name) for name in said}
+    assert planned["peak_mb"] == pytest.approx(found.peak_bytes / 1e6, abs=0.1)
 
 
 @pytest.mark.slow
