@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# train_tiny.sh RUNS TEACHER PAIRS [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on where
-# it stopped. TEACHER and PAIRS hold pairs made by scripts/make_pairs.py from the same photos, with and without
-# --teacher. The step counts are those of version 5 (docs/experiments/2026-11-24-tiny-v5.md); more is better.
+# train_tiny.sh RUNS TEACHER PAIRS CAMERA [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on
+# where it stopped. TEACHER, PAIRS and CAMERA hold pairs made by scripts/make_pairs.py from the same photos: with
+# --teacher, without, and with --mix light=0.6 heavy=0.1 camera=0.3. The step counts are those of version 6
+# (docs/experiments/2026-11-26-tiny-v6.md); more is better.
 set -euo pipefail
-runs=$1 teacher=$2 pairs=$3 photos=${4:-../shared/data/train}
+runs=$1 teacher=$2 pairs=$3 camera=$4 photos=${5:-../shared/data/train}
 bin=${BIN:-.venv/bin}
 # The package's own sample photos are not trained on.
 export OMP_WAIT_POLICY=passive
@@ -53,3 +54,11 @@ mix stage_1_more_mixed 1 0.9 base_3/model stage_1_more/model
 mix both_more 2 1.0 stage_1_more_mixed stage_2/model
 phase stage_2_more 2 "$runs/both_more" "${stage_2[@]}" "${more[@]}" --set init_adapter=keep \
   --set "init_discriminator=$runs/stage_1_more/$critic" --set steps=320 --set seed=32
+
+# LoRA-1 goes into the base, which learns on as a whole, and what it learned comes out again as LoRA-1.
+[ -f "$runs/folded/tudsr.json" ] || "$bin/python" scripts/adapters.py fold "$runs/stage_2_more/model" "$runs/folded"
+phase whole 1 "$runs/folded" "${sharpen[@]}" "${mostly_x4[@]}" --set "pairs=$camera" --set train=base --set batch=6 \
+  --set ema=0.995 --set warmup=40 --set lr=5e-4 --set loss_gan=0.1 --set steps=1700 --set seed=41 \
+  --set 'losses={"mae":1,"detail":1,"grid_4":24,"dists":4,"lpips_alex":1}'
+[ -f "$runs/version_6/tudsr.json" ] ||
+  "$bin/python" scripts/adapters.py split "$runs/stage_2_more/model" "$runs/whole/model" "$runs/version_6"
