@@ -148,6 +148,19 @@ def test_inference_keeps_no_graph_and_puts_the_mode_back(make_model):
     assert [module.training for module in stage.modules()] == modes
 
 
+def test_inference_that_is_left_half_way_leaves_gradients_on(make_model):
+    """Rows are made by generators, whose callers go on between two of them."""
+
+    def rows():
+        with inference(Stage(make_model().backbone, 50, "stage_1")) as restore:
+            yield restore(torch.zeros(1, 3, 32, 32, requires_grad=True))
+
+    left = rows()
+    assert not next(left).requires_grad
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_alpha_bar_of_one_and_of_a_batch_of_timesteps():
     net = kl_backbone()
     table = DDIMScheduler(**SD_SCHEDULE).alphas_cumprod.double()

@@ -105,8 +105,18 @@ def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
     modes = [(module, module.training) for module in stage.modules()]
     stage.eval()
     try:
-        with torch.inference_mode(), stage.active("merged", base), kept(stage.backbone):
-            yield lambda windows: stage(windows.to(device)).to(windows.device)
+        with contextlib.ExitStack() as active:
+            with torch.no_grad():
+                active.enter_context(stage.active("merged", base))
+                active.enter_context(kept(stage.backbone))
+
+            # Gradients are off within each call only: rows are made by generators, and one that is left half way would
+            # leave them off for its caller.
+            @torch.no_grad()
+            def restore(windows: Tensor) -> Tensor:
+                return stage(windows.to(device)).to(windows.device)
+
+            yield restore
     finally:
         for module, mode in modes:
             module.training = mode

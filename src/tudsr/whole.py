@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import Tensor
 
@@ -47,6 +48,7 @@ def latent_grid(backbone: Backbone, height: int, width: int, windows: WindowRang
     return plan_windows(-(-height // factor), -(-width // factor), latent_windows(windows, factor))
 
 
+@torch.no_grad()
 def restored(stage: Stage, lq_up: Tensor, grid: WindowGrid, batch: int = 1, progress: Progress | None = None) -> Tensor:
     """Run an active stage over a picture: only the one step goes by windows, of the latent.
 
