@@ -58,7 +58,7 @@ phase stage_2_more 2 "$runs/both_more" "${stage_2[@]}" "${more[@]}" --set init_a
 # LoRA-1 goes into the base, which learns on as a whole, and what it learned comes out again as LoRA-1.
 [ -f "$runs/folded/tudsr.json" ] || "$bin/python" scripts/adapters.py fold "$runs/stage_2_more/model" "$runs/folded"
 phase whole 1 "$runs/folded" "${sharpen[@]}" "${mostly_x4[@]}" --set "pairs=$camera" --set train=base --set batch=6 \
-  --set ema=0.995 --set warmup=40 --set lr=5e-4 --set loss_gan=0.1 --set steps=1700 --set seed=41 \
+  --set ema=0.995 --set warmup=40 --set lr=5e-4 --set loss_gan=0.1 --set steps=1500 --set seed=41 \
   --set 'losses={"mae":1,"detail":1,"grid_4":24,"dists":4,"lpips_alex":1}'
 [ -f "$runs/version_6/tudsr.json" ] ||
   "$bin/python" scripts/adapters.py split "$runs/stage_2_more/model" "$runs/whole/model" "$runs/version_6"
