@@ -1,5 +1,6 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,14 @@ def test_windows_by_hand_do_not_shrink(need):
 def test_a_gpus_budget_is_about_windows_and_the_hosts_about_pictures(need):
     wish, request = need(2000, 3000, 4, batch=2), Request(scale=4)
     found = fit(wish, request, 10**12, host=10**12)
-    assert set(found.parts) == {"base", "merged weights", "windows"}
-    assert not found.on_disk
+    assert set(found.parts) == {"base", "merged weights", "windows", "pictures", "rows"}
+    assert (found.on_disk, found.on_host) == (False, False)
+    for budget in (found.peak_bytes - 1, 10**12):  # on the host only where the GPU has no room for single windows more
+        beside = fit(replace(wish, batch=1), request, budget, host=10**12)
+        assert (beside.batch, beside.on_host) == (1, False)
+    small = fit(replace(wish, batch=1), request, beside.peak_bytes - 1, host=10**12)
+    assert (small.on_host, set(small.parts)) == (True, {"base", "merged weights", "windows"})
+    assert small.applied(request).on_host
     assert fit(wish, request, 10**12, host=100 * MB).on_disk
     single = fit(need(2000, 3000, 4), request, 10**12, host=10**12)
     assert found.parts["windows"] == 2 * single.parts["windows"]
@@ -75,7 +82,8 @@ def test_on_a_gpu_weights_are_read_again_before_the_disk_and_windows_shrink_last
     for host, on_disk in ((10**12, False), (100 * MB, True)):
         found, seen = fit(wish, request, 10**12, host=host), []
         while found.most_px is None:
-            seen.append((found.batch, found.low_memory, found.on_disk))
+            if found.on_host:
+                seen.append((found.batch, found.low_memory, found.on_disk))
             found = fit(wish, request, found.peak_bytes - 1, host=host)
         assert seen == [(batch, low, on_disk) for batch, low in ((4, False), (2, False), (1, False), (1, True))]
         assert (found.batch, found.low_memory, found.on_disk, found.most_px) == (1, True, on_disk, 32)

@@ -1,19 +1,28 @@
 #!/usr/bin/env bash
 # bench.sh OUT: TUDSR-S shapes with random weights, JSON in OUT: seconds and memory of 128² → 512² and 256² → 2048², the
-# latter within 8 and 4 GB too, its share of this GPU's matrix product, and training steps of both stages. Ends with 1
-# where a run within a budget was refused or went above it, after all else was measured.
-set -euo pipefail
-out=$1
+# latter within 8 and 4 GB too, where the time goes, and training steps of both stages. What fails does not stop the
+# rest; ends with 1 where something failed, a run was refused or went above its budget.
+set -uo pipefail
+out=$1 failed=0
 source scripts/gpu/setup.sh
 mkdir -p "$out"
-model=$(mktemp -d)/sd21
-python3 -m tudsr models init sd21 --random-weights --out "$model"
-python3 benchmarks/upscale.py --model "$model" --side 128 --scale 4 --runs 1 --warm 10 --out "$out/sd21-128-x4.json"
-python3 benchmarks/upscale.py --model "$model" --side 256 --scale 8 --runs 1 --warm 5 --out "$out/sd21-256-x8.json"
-python3 -m tudsr bench --model "$model" --sizes 128x128,256x256 --scale 8 --json > "$out/sd21-bench.json"
-kept=0
-python3 benchmarks/memory.py --strict --model "$model" --runs 256x256x8@8GB,256x256x8@4GB \
-  --out "$out/sd21-memory.json" || kept=$?
-python3 benchmarks/train_step.py --model "$model" --steps 12 --set 'discriminator_options={"weights":"random"}' \
+model=${MODEL:-/tmp/tudsr-sd21/sd21}
+
+step() {
+  local begun=$SECONDS name=$1
+  shift
+  timeout "${EACH:-90}" python3 "$@" > "$out/$name.log" 2>&1 && echo "$name: $((SECONDS - begun)) s" && return
+  failed=1
+  echo "$name: failed after $((SECONDS - begun)) s"
+  tail -n 15 "$out/$name.log"
+}
+
+[ -d "$model" ] || step init -m tudsr models init sd21 --random-weights --out "$model"
+step 128-x4 benchmarks/upscale.py --model "$model" --side 128 --scale 4 --runs 1 --warm 10 --out "$out/sd21-128-x4.json"
+step 256-x8 benchmarks/upscale.py --model "$model" --side 256 --scale 8 --runs 1 --warm 5 --out "$out/sd21-256-x8.json"
+step train benchmarks/train_step.py --model "$model" --steps 8 --set 'discriminator_options={"weights":"random"}' \
   --out "$out/sd21-train-step.json"
-exit "$kept"
+step memory benchmarks/memory.py --strict --model "$model" --runs 256x256x8@8GB,256x256x8@4GB --out "$out/sd21-memory.json"
+step profile benchmarks/profile_ops.py --model "$model" --side 256 --scale 8 --out "$out/sd21-profile-256-x8.json"
+step profile-x4 benchmarks/profile_ops.py --model "$model" --side 128 --scale 4 --out "$out/sd21-profile-128-x4.json"
+exit "$failed"

@@ -1,6 +1,11 @@
-# Sourced by train.sh and bench.sh: carried wheels and this checkout on the path, nothing installed for good.
-site=$(mktemp -d)
-if ls .pack/wheels/*.whl >/dev/null 2>&1; then
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .pack/wheels/*.whl
+# Sourced by the other scripts: merges the parts of .pack that came along with those that came before, and puts the
+# carried wheels and this checkout on the path. The machine's own packages stay as they are.
+store=${TUDSR_STORE:-/tmp/tudsr-pack}
+mkdir -p "$store"
+for part in .pack/part-*; do
+  if [ -d "$part" ]; then cp -r "$part/." "$store"; fi
+done
+if [ ! -d "$store/site" ]; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$store/site" "$store"/wheels/*.whl
 fi
-export PYTHONPATH="$PWD/src:$site" TUDSR_WEIGHTS="$PWD/.pack/weights" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD/src:$store/site" TUDSR_WEIGHTS="$store/weights" TUDSR_COMMIT=$(cat "$store/commit") PYTHONUNBUFFERED=1

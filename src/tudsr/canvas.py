@@ -37,11 +37,18 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Keeps every picture in memory for as long as somebody reads it."""
+    """Keeps every picture in memory for as long as somebody reads it, on the device.
+
+    Args:
+        device: of the pictures.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
 
     def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:  # noqa: ARG002
         """Make a picture; see `Store.fill`."""
-        canvas, y = torch.empty(1, 3, height, width), 0
+        canvas, y = torch.empty(1, 3, height, width, device=self._device), 0
         for rows in rows_from(0):
             canvas[..., y : y + rows.shape[-2], :] = rows
             y += rows.shape[-2]

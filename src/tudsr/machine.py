@@ -1,5 +1,6 @@
 """The machine that figures were made on: what it is, which code ran, and how fast it multiplies matrices."""
 
+import os
 import platform
 import statistics
 import subprocess
@@ -62,17 +63,20 @@ def resident_bytes() -> int:
 def commit(package: Path = Path(__file__).parent) -> str:
     """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
 
+    Where there is no checkout, as in a copy of its files, the environment's TUDSR_COMMIT is believed.
+
     Args:
         package: the folder of the package. A package that was installed below some other project's checkout does not
             get that project's commit.
     """
+    said = os.environ.get("TUDSR_COMMIT", "unknown")
     try:
         top = _git(package, "rev-parse", "--show-toplevel")
         if (Path(top) / "src" / "tudsr").resolve() != package.resolve():
-            return "unknown"
+            return said
         return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return said
 
 
 def _git(folder: Path, *arguments: str) -> str:

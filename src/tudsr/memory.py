@@ -1,8 +1,8 @@
 """Memory as the user's number: what an enlargement needs, and how it is made to stay below a budget.
 
-In this order: everything in memory; fewer windows together; the pictures on disk, a row of windows in memory; adapters
-in the base weights' own place; smaller windows, down to the model's smallest, which is the only choice that changes the
-result. A GPU never holds the pictures: they go to disk only where the machine's own memory has no room for them.
+In this order: everything in memory, a GPU's where there is one; fewer windows together; with a GPU, the pictures in the
+machine's own memory; the pictures on disk, a row of windows in memory; adapters in the base weights' own place; smaller
+windows, down to the model's smallest, which is the only choice that changes the result (but for a GPU's last bits).
 """
 
 import math
@@ -37,6 +37,7 @@ class Fit:
 
     Attributes:
         on_disk: whether the pictures live on disk; only rows of windows are in memory then.
+        on_host: whether the pictures live in the machine's memory, beside a GPU.
         batch: windows that run together.
         low_memory: whether the running stage's merged layers take the place of the base's (see `Request`).
         most_px: the largest window side, where windows had to be smaller than the model's; None: they are the model's.
@@ -46,6 +47,7 @@ class Fit:
     """
 
     on_disk: bool
+    on_host: bool = False
     batch: int = 1
     low_memory: bool = False
     most_px: int | None
@@ -65,7 +67,9 @@ class Fit:
 
     def applied(self, request: Request) -> Request:
         """Return a request that is met this way."""
-        found = {"most_px": self.most_px, "low_memory": self.low_memory, "batch": self.batch}
+        found = {
+            "most_px": self.most_px, "low_memory": self.low_memory, "batch": self.batch, "on_host": self.on_host,
+        }  # fmt: skip
         return request.model_copy(update=found)
 
 
@@ -147,8 +151,8 @@ def has_room(model: Model, size: tuple[int, int], plan: Plan, request: Request, 
     """Whether twice what an enlargement can take at most is free, so that nothing is to be chosen or counted.
 
     Counting takes seconds for a large model, this none. The bounds are `_window_bound` for windows, and the UNet once
-    more for merged layers. On CUDA pictures are compared with the machine's memory and the rest with the GPU's. The
-    model is loaded; the others are as in `Need`.
+    more for merged layers. On CUDA the pictures are in the machine's memory too, before and after. The model is loaded;
+    the others are as in `Need`.
     """
     net, windows = model.backbone, request.windows(model.config.windows)
     grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
@@ -159,7 +163,7 @@ def has_room(model: Model, size: tuple[int, int], plan: Plan, request: Request, 
     if net.device.type != "cuda":
         return 2 * (pictures + work) < free
     cached = torch.cuda.memory_reserved(net.device) - torch.cuda.memory_allocated(net.device)
-    return 2 * pictures < free and 2 * work < free_bytes(net.device) + cached
+    return 2 * pictures < free and 2 * (pictures + work) < free_bytes(net.device) + cached
 
 
 def _window_bound(net: Backbone) -> float:
@@ -224,20 +228,22 @@ class _Way:
     """What costs time only."""
 
     batch: int
-    on_disk: bool
     low_memory: bool
+    on_disk: bool = False
+    on_host: bool = False
 
 
 def _ways(need: Need, request: Request, *, on_gpu: bool) -> list[_Way]:
     """Return ways from the quickest to what takes least."""
-    way = _Way(batch=need.batch, on_disk=False, low_memory=request.low_memory)
+    way = _Way(batch=need.batch, low_memory=request.low_memory)
     ways = [way]
     while way.batch > 1:
         ways.append(way := replace(way, batch=way.batch // 2))
     frugal = need.rereads and not request.low_memory
     if on_gpu:  # the disk saves nothing there: it is for what the host has no room for
-        ways += [replace(way, low_memory=True)] * frugal
-        return ways + [replace(one, on_disk=True) for one in ways] * need.spool
+        ways += [replace(one, on_host=True) for one in ways]
+        ways += [replace(way, low_memory=True, on_host=there) for there in (False, True)] * frugal
+        return ways + [replace(one, on_disk=True) for one in ways if one.on_host] * need.spool
     if need.spool:
         ways.append(way := replace(way, on_disk=True))
     return ways + [replace(way, low_memory=True)] * frugal
@@ -250,7 +256,7 @@ def _as_begun(need: Need, *, on_gpu: bool) -> Iterator[Fit]:
         return
     passes = pass_costs(need.shapes, need.plan, begun.windows(need.shapes.config.windows))
     for low_memory in (begun.low_memory, True) if need.rereads else (begun.low_memory,):
-        way = _Way(batch=begun.batch or 1, on_disk=True, low_memory=low_memory)
+        way = _Way(batch=begun.batch or 1, low_memory=low_memory, on_disk=True, on_host=on_gpu)
         yield _fit(need, passes, begun.most_px, way, on_gpu=on_gpu)
 
 
@@ -278,11 +284,11 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
         "windows": way.batch * max(window_bytes(one.window, need.shapes.backbone.dtype) for one in passes),
     }
     parts = {"base": need.base} | work
-    if not on_gpu:
+    if not way.on_host:
         work["rows"] = _rows(passes)
         # Spooled pictures take memory only while the input is decoded, before there is anything of the work.
         pictures = max(0, need.decode_bytes - sum(work.values())) if way.on_disk else _in_memory(need)
-        parts |= {"pictures": pictures, "rows": work["rows"], "slack": _SLACK}
+        parts |= {"pictures": pictures, "rows": work["rows"]} | ({} if on_gpu else {"slack": _SLACK})
     disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if way.on_disk else 0
     return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 

@@ -120,11 +120,14 @@ class TUDSR:
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
-        request, store = self.settled(request), MemoryStore()
+        # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
+        on_gpu = self.device == "cuda" and self.spread is None and not request.on_host
+        request, store = self.settled(request), MemoryStore("cuda" if on_gpu else "cpu")
         plan = self.plan(picture.height, picture.width, request)
         size = picture.height, picture.width
-        rows = self.run_passes(part_of(picture.pixels), size, plan, request, store, progress)
-        pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width)
+        source = picture.pixels.to(self.model.backbone.device) if on_gpu else picture.pixels
+        rows = self.run_passes(part_of(source), size, plan, request, store, progress)
+        pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
         alpha = picture.alpha
         if alpha is not None:
             alpha = upsample(alpha, plan.height, plan.width).clamp_(0, 1)

@@ -25,8 +25,8 @@ class Request(Settings):
     `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1, takes up
     to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it; `batch` windows
     run together, or as many as suit the device; with `low_memory` a stage's LoRA is written over the base's weights,
-    which are read from their files again after each pass (the same picture, a little later); `shift_px` moves the grid
-    of windows (to measure seams). With `vae` whole the autoencoder sees the picture as a whole, and only the UNet goes
+    which are read from their files again after each pass (the same picture, a little later); with `on_host` a GPU gets
+    windows only, never whole pictures; `shift_px` moves the grid of windows (to measure seams). With `vae` whole the autoencoder sees the picture as a whole, and only the UNet goes
     by windows.
     """
 
@@ -45,6 +45,7 @@ class Request(Settings):
     most_px: int | None = Field(default=None, gt=0)
     batch: int | None = Field(default=None, gt=0)
     low_memory: bool = False
+    on_host: bool = False
     shift_px: int = Field(default=0, ge=0)
 
     @classmethod

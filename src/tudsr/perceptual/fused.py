@@ -56,10 +56,10 @@ class ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        """Measure picture by picture, so that the float32 copies stay in the cache."""
+        """Measure part by part; see `_parts`."""
         ctx.height = x.shape[2]
         x_rows, y_rows = _rows(x), _rows(y)
-        moments = torch.stack([_moments(a, b) for a, b in zip(x_rows, y_rows, strict=True)], 1)  # (5, B, C)
+        moments = torch.cat([_moments(x_rows[i], y_rows[i]) for i in _parts(x_rows)], 1)  # (5, B, C)
         ctx.save_for_backward(x_rows, y_rows, moments)
         return moments
 
@@ -71,10 +71,11 @@ class ChannelMoments(torch.autograd.Function):
         pixels = x_rows.shape[1]
         by_x, by_y = 2 * grad[2] / pixels, grad[4] / pixels
         constant = grad[0] / pixels - by_x * x_mean - by_y * y_mean
+        constant, by_x, by_y = (each[:, None] for each in (constant, by_x, by_y))  # (B, 1, C)
         out = torch.empty_like(x_rows)
-        for i in range(len(out)):
-            row = torch.addcmul(constant[i], _wide(x_rows[i]), by_x[i])
-            out[i] = row.addcmul_(_wide(y_rows[i]), by_y[i])
+        for i in _parts(out):
+            rows = torch.addcmul(constant[i], _wide(x_rows[i]), by_x[i])
+            out[i] = rows.addcmul_(_wide(y_rows[i]), by_y[i])
         return out.unflatten(1, (ctx.height, -1)).permute(0, 3, 1, 2), None
 
 
@@ -83,13 +84,21 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _parts(rows: Tensor) -> list[slice]:
+    """Cut a batch into what is worked on at once.
+
+    On a CPU that is a picture, so that its float32 copies stay in the cache; elsewhere all, for the sake of few calls.
+    """
+    return [slice(i, i + 1) for i in range(len(rows))] if rows.device.type == "cpu" else [slice(None)]
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _moments(x: Tensor, y: Tensor) -> Tensor:
-    """(H*W, C) twice -> (5, C); deviations from the mean, since mean squares would cancel."""
+    """(b, H*W, C) twice -> (5, b, C); deviations from the mean, since mean squares would cancel."""
     x, y = _wide(x), _wide(y)
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x, y = x - x_mean, y - y_mean
-    return torch.stack([x_mean, y_mean, (x * x).mean(0), (y * y).mean(0), (x * y).mean(0)])
+    x_mean, y_mean = x.mean(1), y.mean(1)
+    x, y = x - x_mean[:, None], y - y_mean[:, None]
+    return torch.stack([x_mean, y_mean, (x * x).mean(1), (y * y).mean(1), (x * y).mean(1)])
