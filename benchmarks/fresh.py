@@ -12,19 +12,20 @@ _ONE_RUN = """
 import json, sys, time
 begun = time.perf_counter()
 import numpy as np
-folder, way, model, side, scale, dtype, warm = sys.argv[1:]
+folder, way, model, side, scale, dtype, warm, options = sys.argv[1:]
 sys.path.insert(0, folder)
 load = __import__(way).load
-from tudsr.apps.report import peak_rss_mb
+from tudsr.apps.report import peak_gpu_mb, peak_rss_mb
 picture = np.random.default_rng(0).integers(0, 256, (int(side), int(side), 3), dtype=np.uint8)
 loaded = load(model, dtype)
 load_seconds = time.perf_counter() - begun
 seconds = []
 for _ in range(1 + int(warm)):
     start = time.perf_counter()
-    out = loaded.upscale(picture, scale=float(scale))
+    out = loaded.upscale(picture, scale=float(scale), **json.loads(options))
     seconds.append(time.perf_counter() - start)
-print(json.dumps({"load": load_seconds, "first": seconds[0], "warm": seconds[1:], "peak": peak_rss_mb(),
+print(json.dumps({"load": load_seconds, "first": seconds[0], "warm": seconds[1:],
+                  "peak": peak_rss_mb(), "peak_gpu": peak_gpu_mb(),
                   "dtype": str(loaded.model.backbone.dtype), "out": list(out.shape)}))
 """
 
@@ -39,7 +40,7 @@ def main(way: str, doc: str, dtype: str) -> None:
     """
     args = _parse(doc, dtype)
     rows, cold = [], []
-    own = [Path(__file__).parent, way, args.model, args.side, args.scale, args.dtype, args.warm]
+    own = [Path(__file__).parent, way, args.model, args.side, args.scale, args.dtype, args.warm, args.options]
     command = [sys.executable, "-c", _ONE_RUN, *map(str, own)]
     for _ in range(args.runs):
         begun = time.perf_counter()
@@ -58,6 +59,7 @@ def _parse(doc: str, dtype: str) -> argparse.Namespace:
     parser.add_argument("--dtype", default=dtype)
     parser.add_argument("--runs", type=int, default=5, help="fresh processes")
     parser.add_argument("--warm", type=int, default=2, help="further pictures per process")
+    parser.add_argument("--options", default="{}", help='of `upscale`, as a JSON object, such as {"graphs": true}')
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -70,10 +72,12 @@ def _write(way: str, args: argparse.Namespace, rows: list[dict[str, Any]], cold:
     result = {
         "benchmark": way, "model": Path(args.model).name, "dtype": rows[0]["dtype"],
         "in_px": [args.side] * 2, "out_px": rows[0]["out"][:2], "scale": args.scale,
+        "options": json.loads(args.options),
         "seconds_warm": machine.spread(warm),
         "seconds_per_megapixel": round(machine.spread(warm)["median"] / megapixels, 4),
         "seconds_cold_start_included": machine.spread(cold),
         "peak_rss_mb": machine.spread([row["peak"] for row in rows]),
+        **({"peak_gpu_mb": machine.spread([row["peak_gpu"] for row in rows])} if rows[0]["peak_gpu"] else {}),
         **_work(args, rows[0]["dtype"], machine.spread(warm)["median"]),
     }  # fmt: skip
     machine.write(args.out, result)

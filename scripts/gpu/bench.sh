@@ -18,11 +18,16 @@ step() {
 }
 
 [ -d "$model" ] || step init -m tudsr models init sd21 --random-weights --out "$model"
-step 128-x4 benchmarks/upscale.py --model "$model" --side 128 --scale 4 --runs 1 --warm 10 --out "$out/sd21-128-x4.json"
-step 256-x8 benchmarks/upscale.py --model "$model" --side 256 --scale 8 --runs 1 --warm 5 --out "$out/sd21-256-x8.json"
+upscale() { # upscale SIDE SCALE NAME options...
+  step "$1-x$2$3" benchmarks/upscale.py --model "$model" --side "$1" --scale "$2" --runs 1 --warm 7 "${@:4}" \
+    --out "$out/sd21-$1-x$2$3.json"
+}
+
+upscale 128 4 -graphs --options '{"graphs": true}'
+upscale 256 8 -graphs --options '{"graphs": true, "batch": 1}'
+upscale 256 8 ''
+step profile benchmarks/profile_ops.py --model "$model" --side 256 --scale 8 --out "$out/sd21-profile-256-x8.json"
 step train benchmarks/train_step.py --model "$model" --steps 8 --set 'discriminator_options={"weights":"random"}' \
   --out "$out/sd21-train-step.json"
 step memory benchmarks/memory.py --strict --model "$model" --runs 256x256x8@8GB,256x256x8@4GB --out "$out/sd21-memory.json"
-step profile benchmarks/profile_ops.py --model "$model" --side 256 --scale 8 --out "$out/sd21-profile-256-x8.json"
-step profile-x4 benchmarks/profile_ops.py --model "$model" --side 128 --scale 4 --out "$out/sd21-profile-128-x4.json"
 exit "$failed"

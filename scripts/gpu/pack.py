@@ -65,9 +65,9 @@ def squares(photos: Path, folder: Path, side: int, quality: int) -> Iterator[tup
             whole = min(side, *picture.size)
         crop = ValidationSet([path], crop_px=whole, scale=1, degradation="light", seed=0, crop="detail")
         values = crop[0]["gt"].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-        name = f"{path.parent.name}-{path.stem}.webp"
-        Image.fromarray(values).save(folder / name, quality=quality)
-        yield folder / name, f"photos/{name}"
+        Image.fromarray(values).save(folder / "square.webp", quality=quality)
+        # the photo's own name: a run sets aside the same ones for validation
+        yield folder / "square.webp", f"photos/{path.relative_to(photos).with_suffix('.webp')}"
 
 
 def copies(files: list[tuple[Path, str]], folder: Path) -> Iterator[tuple[Path, str]]:

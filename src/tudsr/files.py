@@ -153,7 +153,7 @@ def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str
         "version": __version__,
         "source": sha256_file(source),
         "target": target.name,
-        "request": wish.model_dump(mode="json", exclude={"batch", "low_memory", "on_host"}),
+        "request": wish.model_dump(mode="json", exclude={"batch", "low_memory", "graphs", "on_host"}),
         "model": model.config.sha256,
         "dtype": str(model.model.backbone.dtype),
         "device": model.device,

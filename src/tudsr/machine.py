@@ -63,20 +63,22 @@ def resident_bytes() -> int:
 def commit(package: Path = Path(__file__).parent) -> str:
     """Return the git commit of this package's checkout, with «+» when it has changes, or «unknown».
 
-    Where there is no checkout, as in a copy of its files, the environment's TUDSR_COMMIT is believed.
+    The environment's TUDSR_COMMIT is believed: a copy of a checkout's files may have none, or another.
 
     Args:
         package: the folder of the package. A package that was installed below some other project's checkout does not
             get that project's commit.
     """
-    said = os.environ.get("TUDSR_COMMIT", "unknown")
+    said = os.environ.get("TUDSR_COMMIT")
+    if said:
+        return said
     try:
         top = _git(package, "rev-parse", "--show-toplevel")
         if (Path(top) / "src" / "tudsr").resolve() != package.resolve():
-            return said
+            return "unknown"
         return _git(package, "describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
-        return said
+        return "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -17,6 +17,7 @@ from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
 from tudsr.folder import Model, base_reader, load_model
+from tudsr.graphs import Graphs
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.memory import Fit, Need, fit_here, has_room, held_bytes
 from tudsr.planner import Pass, Plan
@@ -51,7 +52,7 @@ class TUDSR:
     """
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
-        self.model, self.spread = model, spread
+        self.model, self.spread, self._graphs = model, spread, Graphs()
 
     @classmethod
     def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
@@ -134,7 +135,14 @@ class TUDSR:
         return replace(picture, pixels=pixels, alpha=alpha)
 
     def settled(self, request: Request) -> Request:
-        """Return a request that says how many windows run together."""
+        """Return a request that says how many windows run together.
+
+        Raises:
+            ConfigError: when it asks for CUDA graphs elsewhere.
+        """
+        if request.graphs and (self.device != "cuda" or self.spread is not None):
+            where = self.device if self.spread is None else "Ray's workers"
+            raise ConfigError(f"graphs are CUDA's own, for a GPU of this process; this model runs on {where}.")
         return request if request.batch else request.model_copy(update={"batch": BATCH.get(self.device, 1)})
 
     def plan(self, height: int, width: int, request: Request) -> Plan:
@@ -219,7 +227,8 @@ class TUDSR:
         return self._inference(self._stage(number, request), request)
 
     def _inference(self, stage: Stage, request: Request) -> AbstractContextManager[Fn]:
-        return inference(stage, base_reader(self.model) if request.low_memory else None)
+        run = partial(inference, stage, base_reader(self.model) if request.low_memory else None)
+        return self._graphs.running(stage, run) if request.graphs else run()
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
@@ -262,6 +271,8 @@ class TUDSR:
             raise ConfigError(
                 "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
             )
+        if memory is not None and request.graphs:
+            raise ConfigError("memory cannot be kept to with graphs, which keep theirs; give one of the two.")
         easy = request.vae == "whole" or has_room(self.model, size, plan, request, pixel_bytes)
         if memory is None and easy and more.get("begun") is None:
             return None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tudsr.color import COLOR_FIXES
 from tudsr.config import ModelConfig, Settings, WindowRange
@@ -22,12 +22,13 @@ class Request(Settings):
     """What a user asks of one picture.
 
     `scale` or `size` (height, width), in pixels; m, n, t1 and t2 overrule the planner and the model; `tile_px` and
-    `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1, takes up
-    to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it; `batch` windows
-    run together, or as many as suit the device; with `low_memory` a stage's LoRA is written over the base's weights,
-    which are read from their files again after each pass (the same picture, a little later); with `on_host` a GPU gets
-    windows only, never whole pictures; `shift_px` moves the grid of windows (to measure seams). With `vae` whole the autoencoder sees the picture as a whole, and only the UNet goes
-    by windows.
+    `overlap_px` overrule the model's window range, of which none is larger than `most_px`; `fidelity`, 0 to 1,
+    takes up to half of LoRA-1's strength away and mixes up to half of its input into what stage 2 makes of it;
+    `batch` windows run together, or as many as suit the device; with `low_memory` a stage's LoRA is written over
+    the base's weights, which are read from their files again after each pass (the same picture, a little later);
+    with `graphs` the work on a window is recorded once as a CUDA graph, kept for later pictures; with `on_host` a
+    GPU gets windows only, never whole pictures; `shift_px` moves the grid of windows (to measure seams). With `vae`
+    whole the autoencoder sees the picture as a whole, and only the UNet goes by windows.
     """
 
     scale: float | None = None
@@ -45,6 +46,7 @@ class Request(Settings):
     most_px: int | None = Field(default=None, gt=0)
     batch: int | None = Field(default=None, gt=0)
     low_memory: bool = False
+    graphs: bool = False
     on_host: bool = False
     shift_px: int = Field(default=0, ge=0)
 
@@ -95,6 +97,12 @@ class Request(Settings):
     def taken_back(self) -> float:
         """The share of what the stages add that fidelity takes back: PSNR stops rising at about a half."""
         return self.fidelity / 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.graphs and (self.low_memory or self.vae == "whole"):
+            raise ValueError("graphs keep merged weights and windows: they go without low_memory and vae=whole")
+        return self
 
     @field_validator("color")
     @classmethod

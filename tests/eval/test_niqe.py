@@ -48,7 +48,7 @@ def reference_features(picture: np.ndarray, block: int, window: np.ndarray) -> n
 
 
 def reference_niqe(picture: np.ndarray) -> float:
-    prior = load_prior()
+    prior = load_prior(torch.device("cpu"))
     window = prior.window.numpy()
     half = halve(torch.from_numpy(picture)).numpy()
     features = np.hstack([reference_features(picture, 96, window), reference_features(half, 48, window)])

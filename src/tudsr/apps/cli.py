@@ -66,6 +66,9 @@ def upscale(
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Re-read the base's weights after each pass instead of copying them.")
     ] = False,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="On CUDA: record the work on a window once, for many pictures.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
@@ -93,7 +96,7 @@ def upscale(
     options = {
         "m": m, "n": n, "t1": t1, "t2": t2, "stage": stage if stage == "both" else int(stage), "tile_px": tile_px,
         "overlap_px": overlap_px, "batch": batch, "vae": vae, "color": color, "fidelity": fidelity,
-        "low_memory": low_memory,
+        "low_memory": low_memory, "graphs": graphs,
     }  # fmt: skip
     request = make_request(scale, size, options)
     run = Run(

@@ -26,10 +26,10 @@ class Prior:
 
 
 @cache
-def load_prior() -> Prior:
+def load_prior(device: torch.device) -> Prior:
     """Read the prior that ships in the package. Source: the NIQE authors' release, as distributed with BasicSR."""
     with np.load(table_path("niqe_pris_params.npz")) as table:
-        tensors = {key: torch.from_numpy(table[key]) for key in table.files}
+        tensors = {key: torch.from_numpy(table[key]).to(device) for key in table.files}
     return Prior(
         mean=tensors["mu_pris_param"].flatten(),
         covariance=tensors["cov_pris_param"],
@@ -55,8 +55,9 @@ def niqe(luma: Tensor) -> float:
     rows, columns = height // BLOCK_PX, width // BLOCK_PX
     if rows * columns < MIN_BLOCKS:
         raise InputError(f"NIQE: a picture of {width}x{height} is too small; at least two blocks of 96x96 are needed.")
-    picture = luma.detach().cpu().double().round()[: rows * BLOCK_PX, : columns * BLOCK_PX]
-    prior = load_prior()
+    there = luma.device if luma.device.type == "cuda" else torch.device("cpu")  # MPS has no float64
+    picture = luma.detach().to(there).double().round()[: rows * BLOCK_PX, : columns * BLOCK_PX]
+    prior = load_prior(there)
     full = _block_features(_normalised(picture, prior.window), BLOCK_PX)
     half = _block_features(_normalised(halve(picture), prior.window), BLOCK_PX // 2)
     features = torch.cat([full, half], 1)  # (blocks, 36)
@@ -83,7 +84,7 @@ def halve(picture: Tensor) -> Tensor:
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     side = torch.where(distance <= 1, near, far)  # bicubic, a = -0.5
-    taps = torch.cat([side.flip(0), side])
+    taps = torch.cat([side.flip(0), side]).to(picture.device)
     taps = taps / taps.sum()
     for _ in range(2):
         # symmetric padding (the border pixel repeated), which torch does not have
@@ -127,8 +128,9 @@ def _fit_aggd(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ratio = left / right
     kurtosis = values.abs().mean(1).square() / values.square().mean(1)
     target = kurtosis * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()
-    log_gamma = {k: torch.lgamma(k / SHAPES) for k in (1, 2, 3)}
+    shapes = SHAPES.to(values.device)
+    log_gamma = {k: torch.lgamma(k / shapes) for k in (1, 2, 3)}
     curve = (2 * log_gamma[2] - log_gamma[1] - log_gamma[3]).exp()
-    shape = SHAPES[(curve - target.nan_to_num()[:, None]).abs().argmin(1)]
+    shape = shapes[(curve - target.nan_to_num()[:, None]).abs().argmin(1)]
     scale = (0.5 * (torch.lgamma(1 / shape) - torch.lgamma(3 / shape))).exp()
     return shape, left * scale, right * scale

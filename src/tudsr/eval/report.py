@@ -88,6 +88,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
 
     made = _make_all(config, methods, pairs, device, skip, progress)
     on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64, which several metrics need
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of each factor would show in a figure's third digit
     shared: dict[str, Any] = {"scale": config.scale, "skip": skip}
     step = _counter(progress, len(pairs), "measuring")
     figures = measure_pictures(pairs, methods, made, measures, device=on, step=step, **shared)

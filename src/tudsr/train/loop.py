@@ -73,7 +73,6 @@ class Trainer:
         self.photos = select_photos(config)
         torch.manual_seed(config.seed)
         device = self.accelerator.device
-        torch.backends.cudnn.benchmark = True  # crops have one size: the search for the quickest convolutions pays
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.model = load_model(config.model, device, DTYPES[config.base_dtype])
         self.notes = seeded_adapters(self.model, config)
