@@ -18,7 +18,7 @@ LAYERS = [
     ["train", "eval", "files"],
     ["pipeline", "models"],
     ["memory"],
-    ["cost", "request", "whole"],
+    ["cost", "graphs", "request", "whole"],
     ["stage", "folder", "presets"],
     ["backbones", "lora", "one_step", "tiling", "color", "canvas", "perceptual", "data", "planner", "machine"],
     ["windows", "resize", "image", "device"],

@@ -20,7 +20,6 @@ from tudsr.folder import Model
 from tudsr.machine import free_bytes, resident_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request, half_side
-from tudsr.request import is_out_of_memory as is_out_of_memory  # for apps, beside the rest on memory
 from tudsr.windows import WindowGrid, plan_windows
 
 _ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
@@ -67,9 +66,7 @@ class Fit:
 
     def applied(self, request: Request) -> Request:
         """Return a request that is met this way."""
-        found = {
-            "most_px": self.most_px, "low_memory": self.low_memory, "batch": self.batch, "on_host": self.on_host,
-        }  # fmt: skip
+        found = {name: getattr(self, name) for name in ("most_px", "low_memory", "batch", "on_host")}
         return request.model_copy(update=found)
 
 

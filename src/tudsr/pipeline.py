@@ -22,7 +22,7 @@ from tudsr.image import Picture, PictureLike, picture_from, picture_like
 from tudsr.memory import Fit, Need, fit_here, has_room, held_bytes
 from tudsr.planner import Pass, Plan
 from tudsr.request import Request, parse_memory, until_it_fits
-from tudsr.resize import Region, part_of, upsample, upsampled
+from tudsr.resize import Region, part_of, rows_of, upsample, upsampled
 from tudsr.stage import Stage, inference
 from tudsr.tiling import Fn, Progress, tiled_rows
 from tudsr.whole import latent_grid, restored
@@ -32,7 +32,6 @@ BATCH = {"cuda": 4}
 """Device → windows that run together unless somebody says how many; 1 elsewhere.
 
 One window fills two CPU cores (docs/benchmarks/targets.md). Not measured on CUDA."""
-_STRIP_PIXELS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +209,7 @@ class TUDSR:
             rows, statistics = blended, None
             if fix.statistics is not None:
                 whole = store.fill(f"stage_{step.stage}_{height}x{width}_unfixed", height, width, blended)
-                rows, statistics = partial(_rows_of, whole, after), fix.statistics(whole, lq_up, after)
+                rows, statistics = partial(rows_of, whole, after), fix.statistics(whole, lq_up, after)
             y = start
             for fixed in fix.rows(rows(max(0, start - fix.halo_px)), lq_up, after, start, statistics):
                 sr, below = fixed.clamp_(-1, 1), y + fixed.shape[-2]
@@ -287,13 +286,6 @@ class TUDSR:
     def shapes(self) -> Model:
         """The model without numbers, to count on."""
         return shapes_of(self.model)
-
-
-def _rows_of(whole: Region, size: tuple[int, int], start: int) -> Iterator[Tensor]:
-    height, width = size
-    step = max(1, _STRIP_PIXELS // width)
-    for y in range(start, height, step):
-        yield whole(y, min(height, y + step), 0, width)
 
 
 def _share(progress: Progress | None, counts: list[int], number: int) -> Progress | None:

@@ -1,7 +1,7 @@
 """Resampling, padding and cropping of NCHW tensors, and the size of an output picture."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -66,6 +66,14 @@ def part_of(x: Tensor) -> Region:
     return lambda y0, y1, x0, x1: x[..., y0:y1, x0:x1]
 
 
+def rows_of(whole: Region, size: tuple[int, int], start: int) -> Iterator[Tensor]:
+    """Yield a picture's rows from `start` on, (B, C, rows, W), in strips; `size` is its height and width."""
+    height, width = size
+    step = max(1, _STRIP_PIXELS // width)
+    for y in range(start, height, step):
+        yield whole(y, min(height, y + step), 0, width)
+
+
 def upsampled(source: Region, before: tuple[int, int], after: tuple[int, int]) -> Region:
     """Return the parts of `upsample`'s result without making the whole.
 
@@ -89,7 +97,7 @@ def upsampled(source: Region, before: tuple[int, int], after: tuple[int, int]) -
         x = source(top, bottom, left, right)
         work = x if x.dtype == torch.float64 else x.float()
         columns = [
-            _bicubic_matrix(before[1], after[1], start, min(x1, start + _BLOCK_PX))
+            _bicubic_matrix(before[1], after[1], start, min(x1, start + _BLOCK_PX), work.device, work.dtype)
             for start in range(x0, x1, _BLOCK_PX)
         ]
         strips = []
@@ -106,12 +114,10 @@ def _block(
     x: Tensor, rows: tuple[int, int], before: int, after: int, top: int, left: int, columns: list[tuple[int, Tensor]]
 ) -> Tensor:
     """Return some rows of the result, (B, C, rows, columns), of a part of the source that begins at (top, left)."""
-    first, matrix = _bicubic_matrix(before, after, *rows)
+    first, matrix = _bicubic_matrix(before, after, *rows, x.device, x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        tall = matrix.to(x) @ x[..., first - top : first - top + matrix.shape[1], :]  # (B, C, rows, w)
-        return torch.cat(
-            [tall[..., at - left : at - left + each.shape[1]] @ each.to(x).mT for at, each in columns], dim=-1
-        )
+        tall = matrix @ x[..., first - top : first - top + matrix.shape[1], :]  # (B, C, rows, w)
+        return torch.cat([tall[..., at - left : at - left + each.shape[1]] @ each.mT for at, each in columns], dim=-1)
 
 
 def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:
@@ -123,8 +129,12 @@ def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)  # half a megabyte at most; every window and strip asks for the blocks that it lies in
 @torch.inference_mode(False)  # what is kept must serve training too
-def _bicubic_matrix(before: int, after: int, start: int, stop: int) -> tuple[int, Tensor]:
-    """Return the first input and the weights, (stop - start, inputs) float64, of an axis's outputs from start to stop.
+def _bicubic_matrix(
+    before: int, after: int, start: int, stop: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, Tensor]:
+    """Return the first input and the weights, (stop - start, inputs), of an axis's outputs from start to stop.
+
+    They are computed in float64 on the CPU and rounded once.
 
     Source: Keys 1981, «Cubic convolution interpolation for digital image processing», equation 4, with its free
     parameter a.
@@ -140,7 +150,7 @@ def _bicubic_matrix(before: int, after: int, start: int, stop: int) -> tuple[int
         far = (((d - 5) * d + 8) * d - 4) * _A
         index = (left.long() + tap).clamp(0, before - 1) - first
         matrix.scatter_add_(1, index[:, None], torch.where(d < 1, near, far)[:, None])
-    return first, matrix
+    return first, matrix.to(device, dtype)
 
 
 def downsample(x: Tensor, height: int, width: int) -> Tensor:

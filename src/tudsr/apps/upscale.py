@@ -15,9 +15,8 @@ from tudsr.errors import InputError
 from tudsr.files import Later, upscale_file
 from tudsr.image_encode import check_size
 from tudsr.image_spool import read_header
-from tudsr.memory import is_out_of_memory
 from tudsr.pipeline import TUDSR
-from tudsr.request import Request, parse_memory
+from tudsr.request import Request, is_out_of_memory, parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ class Backbone(nn.Module):
     def _predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         c = self.prompt_embeds
         z = z.to(self.dtype, memory_format=torch.channels_last)
+        if isinstance(t, int) and z.device.type == "cuda":  # diffusers would send it there, which no graph can record
+            t = torch.full((1,), t, device=z.device)
         prompt = None if c is None else c.to(self.dtype).expand(len(z), -1, -1)
         return self.unet(z, t, prompt, return_dict=False)[0]
 

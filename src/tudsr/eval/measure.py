@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def measure_pictures(
     single = [measure for measure in measures if measure.metric.reference != "set"]
     for pair in pairs:
         loaded = read_pair(pair, scale)
+        if loaded.gt is not None:
+            loaded = replace(loaded, gt=loaded.gt.to(device))  # once: metrics keep what they made of it
         h, w = loaded.lq.shape[-2:]
         figures[pair.name] = {}
         for method in methods:
@@ -97,7 +99,7 @@ def _applies(metric: Metric, method: Method, scale: float) -> bool:
 def _references(method: Method, loaded: Loaded, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Return what metrics compare an output with, by `Metric.reference`; a model is run twice when first asked for."""
     found: dict[str, Callable[[], Any]] = {
-        "gt": lambda: None if loaded.gt is None else loaded.gt.to(device),
+        "gt": lambda: loaded.gt,
         "lq": lambda: loaded.lq.to(device),
         "none": lambda: None,
     }

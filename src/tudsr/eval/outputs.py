@@ -15,7 +15,7 @@ from tudsr.errors import TudsrError
 from tudsr.eval.methods import Method, Run
 from tudsr.eval.pairs import Pair
 from tudsr.image import Picture, read_picture, write_picture
-from tudsr.memory import is_out_of_memory
+from tudsr.request import is_out_of_memory
 
 JOURNAL = ".done.json"
 

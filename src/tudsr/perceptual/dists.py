@@ -82,15 +82,19 @@ class Dists(nn.Module):
             InputError: when a side is below 16 px.
         """
         with torch.no_grad():
-            y_maps = self._maps(y)
-        terms = [texture_and_structure(a, b) for a, b in zip(self._maps(x), y_maps, strict=True)]
+            y_maps = self.maps(y)
+        return self.distance(self.maps(x), y_maps)
+
+    def distance(self, x_maps: list[Tensor], y_maps: list[Tensor]) -> Tensor:
+        """Return the distance of pictures, (B,), by their maps."""
+        terms = [texture_and_structure(a, b) for a, b in zip(x_maps, y_maps, strict=True)]
         texture = torch.cat([t for t, _ in terms], 1)  # (B, 1475)
         structure = torch.cat([s for _, s in terms], 1)  # (B, 1475)
         # summing the losses rather than the similarities: no cancellation near 0
         return ((1 - texture) * self.alpha).sum(1) + ((1 - structure) * self.beta).sum(1)
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """Return the picture itself in [0, 1] and VGG16's five maps."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return what `distance` compares of pictures, (B, 3, H, W): themselves in [0, 1] and VGG16's five maps."""
         unit = (x.float() + 1) / 2
         return [unit, *self.features((unit - self.mean) / self.std)]
 

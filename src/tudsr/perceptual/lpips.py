@@ -63,8 +63,15 @@ class Lpips(nn.Module):
             InputError: when a side is too small.
         """
         with torch.no_grad():
-            y_maps = self.features((y.float() - self.shift) / self.scale)
-        x_maps = self.features((x.float() - self.shift) / self.scale)
+            y_maps = self.maps(y)
+        return self.distance(self.maps(x), y_maps)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return what `distance` compares of pictures, (B, 3, H, W): the network's five maps."""
+        return self.features((x.float() - self.shift) / self.scale)
+
+    def distance(self, x_maps: list[Tensor], y_maps: list[Tensor]) -> Tensor:
+        """Return the distance of pictures, (B,), by their maps."""
         distances = []
         for i, (a, b) in enumerate(zip(x_maps, y_maps, strict=True)):
             difference = (_unit_length(a) - _unit_length(b)).square() * self.get_buffer(f"lin{i}")
