@@ -2,7 +2,7 @@
 # train_tiny.sh RUNS TEACHER PAIRS CAMERA [PHOTOS]: the embedded model from nothing, phase by phase; run it again to go on
 # where it stopped. TEACHER, PAIRS and CAMERA hold pairs made by scripts/make_pairs.py from the same photos: with
 # --teacher, without, and with --mix light=0.6 heavy=0.1 camera=0.3. The step counts are those of version 6
-# (docs/experiments/2026-11-26-tiny-v6.md); more is better.
+# (docs/experiments/2026-11-26-tiny-v6.md); train_tiny_7.sh goes on from there.
 set -euo pipefail
 runs=$1 teacher=$2 pairs=$3 camera=$4 photos=${5:-../shared/data/train}
 bin=${BIN:-.venv/bin}

@@ -33,3 +33,8 @@ def test_a_machine_says_what_figures_depend_on():
     found = machine.machine(torch.device("cpu"), "bf16")
     assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "bfloat16", torch.get_num_threads())
     assert re.fullmatch(r"unknown|[0-9a-f]{12}\+?|.*-g[0-9a-f]{12}\+?", machine.commit())
+
+
+def test_a_copy_without_its_repository_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("TUDSR_COMMIT", "0123456789ab")
+    assert machine.commit() == "0123456789ab"

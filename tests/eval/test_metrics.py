@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tudsr.errors import InputError
 from tudsr.eval.metrics import METRICS, luma_full, luma_studio, psnr, ssim
+from tudsr.perceptual.dists import Dists
+from tudsr.perceptual.lpips import Lpips
 from tudsr.perceptual.weights import find_weights
 from tudsr.resize import downsample
 
@@ -124,3 +126,16 @@ def test_networks_measure_without_gradient(name):
     assert 0.05 < noisy < 1.5
     with pytest.raises(InputError, match="none was given"):
         fn(SR, None)
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_a_true_pictures_maps_are_made_once_for_all_methods(name, monkeypatch):
+    kind = {"lpips": Lpips, "dists": Dists}[name]
+    monkeypatch.setattr(kind, "load", lambda self, _: self)
+    torch.manual_seed(0)
+    measure, seen, maps = METRICS[name].load(None), [], kind.maps
+    monkeypatch.setattr(kind, "maps", lambda self, x: seen.append(x) or maps(self, x))
+    gt, other, first, second = (torch.rand(1, 3, 48, 48) * 2 - 1 for _ in range(4))
+    figures = [measure(first, gt), measure(second, gt), measure(second, other), measure(first, gt)]
+    assert [sum(x is one for x in seen) for one in (gt, other)] == [2, 1]
+    assert figures[0] == figures[3] != figures[1]

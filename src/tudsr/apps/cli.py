@@ -66,9 +66,7 @@ def upscale(
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Re-read the base's weights after each pass instead of copying them.")
     ] = False,
-    graphs: Annotated[
-        bool, typer.Option("--graphs", help="On CUDA: record the work on a window once, for many pictures.")
-    ] = False,
+    graphs: Annotated[bool, typer.Option("--graphs", help="On CUDA: record a window's work once.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Also write bicubic and ours side by side, here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo outputs that exist.")] = False,
