@@ -189,10 +189,7 @@ def _seam_report(run: ShiftedRun | None) -> SeamReport:
 
 
 def _network(name: str, net: Lpips | Dists) -> MetricFn:
-    """Wrap a distance network: the net follows the picture's device and runs without gradient.
-
-    The last true picture's maps are kept: one picture is compared with the outputs of many methods.
-    """
+    """Wrap a distance network, which follows the picture's device; the last true picture's maps serve all methods."""
     kept: list[tuple[Tensor, list[Tensor]]] = []
 
     def measure(sr: Tensor, gt: Tensor | None) -> float:
@@ -200,8 +197,7 @@ def _network(name: str, net: Lpips | Dists) -> MetricFn:
         net.to(sr.device)
         with torch.no_grad():
             if not kept or kept[0][0] is not gt:
-                kept[:] = []  # before others are made
-                kept.append((gt, net.maps(gt)))
+                kept[:] = [(gt, net.maps(gt))]
             return float(net.distance(net.maps(sr), kept[0][1]))
 
     return measure
