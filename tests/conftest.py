@@ -4,7 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of huggingface_hub: tests never reach for the network
 
+import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch) -> Callable[[Path], list[str]]:
+    """Let a folder be what the hub has; what is fetched comes to tmp_path/cache. Returns the ids that are asked for."""
+
+    def as_hub(folder: Path) -> list[str]:
+        asked: list[str] = []
+
+        def download(hub_id: str, allow_patterns: list[str]) -> str:
+            asked.append(hub_id)
+            for path in (path for path in folder.rglob("*") if path.is_file()):
+                name = path.relative_to(folder).as_posix()
+                if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                    (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, tmp_path / "cache" / name)
+            return str(tmp_path / "cache")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        return asked
+
+    return as_hub

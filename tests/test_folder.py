@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -268,22 +267,11 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         load("nobody/nothing")
 
 
-def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch):
+def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch, serve):
     """What the patterns let through is a whole model: its weights, and nothing that can run code."""
     hub = Path(shutil.copytree(model_folder, tmp_path / "hub"))
     (hub / "unet/diffusion_pytorch_model.bin").touch()
-    asked = []
-
-    def download(hub_id, allow_patterns):
-        asked.append(hub_id)
-        for path in (path for path in hub.rglob("*") if path.is_file()):
-            name = path.relative_to(hub).as_posix()
-            if any(fnmatch(name, pattern) for pattern in allow_patterns):
-                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, tmp_path / "cache" / name)
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    asked = serve(hub)
     monkeypatch.chdir(tmp_path)
     loaded = load("owner/name")
     assert asked == ["owner/name"]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -234,7 +233,7 @@ def test_a_base_with_fp16_variants_only(small_sd, base, tmp_path):
 
 
 @pytest.mark.parametrize("only_half", [False, True])
-def test_no_pickle_and_no_duplicate_is_fetched(small_sd, base, tmp_path, monkeypatch, only_half):
+def test_no_pickle_and_no_duplicate_is_fetched(small_sd, base, tmp_path, serve, only_half):
     hub = Path(shutil.copytree(base, tmp_path / "hub"))
     if only_half:
         halve(hub)
@@ -246,16 +245,8 @@ def test_no_pickle_and_no_duplicate_is_fetched(small_sd, base, tmp_path, monkeyp
     for name in extra:
         (hub / name).touch()
 
-    def download(hub_id, allow_patterns):
-        assert hub_id == "some/base"
-        for path in (path for path in hub.rglob("*") if path.is_file()):
-            name = path.relative_to(hub).as_posix()
-            if any(fnmatch(name, pattern) for pattern in allow_patterns):
-                (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, tmp_path / "cache" / name)
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    asked = serve(hub)
     models.init_sd21("some/base", tmp_path / "out")
+    assert set(asked) == {"some/base"}
     cache = tmp_path / "cache"
     assert {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()} == wanted
