@@ -194,7 +194,7 @@ def test_the_benchmark_tells_a_budget_that_was_not_kept_to(monkeypatch, row, kep
     assert (memory.broken([{"within": True}, row]) == []) is kept
     script = (Path(__file__).parents[1] / "scripts" / "gpu" / "bench.sh").read_text()
     assert "memory.py --strict" in script
-    assert script.rstrip().endswith('exit "$kept"')
+    assert script.rstrip().endswith('exit "$failed"')
 
 
 @pytest.mark.parametrize("name", ["small", "tiny", "sd21", "taesd"])
