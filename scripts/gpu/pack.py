@@ -92,8 +92,12 @@ def main() -> None:
     scratch.mkdir(parents=True)
     (scratch / "commit").write_text(commit())
     files = [(args.weights / name, f"weights/{name}") for name in WEIGHTS]
-    tests = [(path, f"sets/{name}/{path.relative_to(folder)}") for name, _, folder in map(_split, args.sets)
-             for kind in ("lq", "gt") for path in sorted(Path(folder, kind).glob("*"))]  # fmt: skip
+    tests = [
+        (path, f"sets/{name}/{kind}/{path.name}")
+        for name, folder in (text.split("=", 1) for text in args.sets)
+        for kind in ("lq", "gt")
+        for path in sorted(Path(folder, kind).glob("*"))
+    ]
     peers = [(path, f"peers/{path.name}") for path in args.peer]
     parts = Parts(args.part_mb * 1e6)
     parts.add(scratch / "commit", "commit")
@@ -108,11 +112,6 @@ def main() -> None:
     for part in sorted(PACK.iterdir()):
         size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
         print(f"{part}: {size / 1e6:.1f} MB")
-
-
-def _split(text: str) -> tuple[str, str, Path]:
-    name, equals, folder = text.partition("=")
-    return name, equals, Path(folder)
 
 
 if __name__ == "__main__":

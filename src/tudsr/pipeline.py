@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tudsr.canvas import MemoryStore, RowsFrom, Store
@@ -75,6 +76,10 @@ class TUDSR:
         return self.model.backbone.device.type if self.spread is None else self.spread.device
 
     @property
+    def _on_own_gpu(self) -> bool:
+        return self.device == "cuda" and self.spread is None
+
+    @property
     def config(self) -> ModelConfig:
         """What the model says of itself."""
         return self.model.config
@@ -121,12 +126,11 @@ class TUDSR:
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
         # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
-        on_gpu = self.device == "cuda" and self.spread is None and not request.on_host
-        request, store = self.settled(request), MemoryStore("cuda" if on_gpu else "cpu")
+        where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
+        request, store = self.settled(request), MemoryStore(where)
         plan = self.plan(picture.height, picture.width, request)
         size = picture.height, picture.width
-        source = picture.pixels.to(self.model.backbone.device) if on_gpu else picture.pixels
-        rows = self.run_passes(part_of(source), size, plan, request, store, progress)
+        rows = self.run_passes(part_of(picture.pixels.to(where)), size, plan, request, store, progress)
         pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
         alpha = picture.alpha
         if alpha is not None:
@@ -134,12 +138,8 @@ class TUDSR:
         return replace(picture, pixels=pixels, alpha=alpha)
 
     def settled(self, request: Request) -> Request:
-        """Return a request that says how many windows run together.
-
-        Raises:
-            ConfigError: when it asks for CUDA graphs elsewhere.
-        """
-        if request.graphs and (self.device != "cuda" or self.spread is not None):
+        """Return a request that says how many windows run together, or raise ConfigError for CUDA graphs elsewhere."""
+        if request.graphs and not self._on_own_gpu:
             where = self.device if self.spread is None else "Ray's workers"
             raise ConfigError(f"graphs are CUDA's own, for a GPU of this process; this model runs on {where}.")
         return request if request.batch else request.model_copy(update={"batch": BATCH.get(self.device, 1)})
