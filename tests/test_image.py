@@ -3,6 +3,7 @@ import random
 import struct
 import threading
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def smooth(height, width):
     return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
 
 
-def srgb():
+@cache
+def srgb():  # made once: a profile holds the second it was made in
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
