@@ -2,13 +2,13 @@
 # train_tiny_7.sh VERSION_6 RUNS PHOTOS: how version 7 of the embedded model was made of version 6 (train_tiny.sh made that).
 # LoRA-1 goes into the base, which learns on as a whole; what it learned comes out again, and LoRA-1 and LoRA-2 learn on.
 # Finished phases are not repeated. Phases 1 and 2 ran on a GPU, on squares of 1000 px of the photos (scripts/gpu), in
-# bfloat16; phase 3 on two CPU cores in float32 (PRECISION=no). docs/experiments/2026-11-26-tiny-v7.md has the figures.
+# bfloat16; phase 3 on two CPU cores in float32. docs/experiments/2026-11-26-tiny-v7.md has the figures.
 set -euo pipefail
 model=$1 runs=$2 photos=$3
 python=${PYTHON:-.venv/bin/python} critic=model_discriminator.safetensors
 # The package's own sample photos are not trained on.
 common=(--data "$photos" --set val_count=12 --set val_every=100000 --set checkpoint_every=100 --set "workers=${WORKERS:-1}"
-  --set "precision=${PRECISION:-bf16}" --set jitter_px=32 --set loss_gan=0.1 --set lr_d=3e-4 --set 'discriminator_options={"width":40}'
+  --set jitter_px=32 --set loss_gan=0.1 --set lr_d=3e-4 --set 'discriminator_options={"width":40}'
   --set 'degradation={"weights":{"light":0.6,"heavy":0.1,"camera":0.3}}' --set
   'losses={"mae":0.5,"detail":0.5,"grid_4":24,"dists":4,"lpips_alex":2}' --set
   'exclude=["spices-of-life","oakland-zoo-otters","lake-sherburne","roman-colosseum","motherboard-circuits","budgie-branch","perched-osprey"]')

@@ -1,6 +1,7 @@
 """Settings that cannot be trained with are refused when they are read."""
 
 import pytest
+import torch
 
 from tudsr.errors import ConfigError
 from tudsr.train.losses import LEAST_PX, LOSSES
@@ -47,3 +48,12 @@ def test_sizes_that_just_fit_are_taken(make_config, changes):
 
 def test_the_least_sides_are_of_known_losses():
     assert LEAST_PX.keys() == LOSSES.keys() - set(PIXEL_LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("native", "settled"), [(torch.bfloat16, "bf16"), (torch.float32, "no"), (torch.float16, "no")]
+)
+def test_precision_auto_is_settled_by_the_device(make_config, monkeypatch, native, settled):
+    monkeypatch.setattr("tudsr.device._fastest", lambda device: native)
+    assert make_config(precision="auto").precision == settled
+    assert make_config(precision="bf16").precision == "bf16"

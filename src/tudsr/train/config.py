@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import Field, field_validator, model_validator
 
 from tudsr.config import ModelConfig, Settings, read_object
 from tudsr.data.dataset import Scales
 from tudsr.data.degradation import DegradationMix
+from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import ConfigError
 from tudsr.folder import CONFIG_NAME, find_model
 from tudsr.presets import training_preset
@@ -22,13 +24,14 @@ _OPTIONS = ("stage", "model", "data", "out")  # of the command line, not of --se
 class TrainConfig(Settings):
     """One run of one stage.
 
-    `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels; `ema`
-    is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the stage's
-    adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a random
-    offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device (equal up to
-    rounding); `pairs` is a folder with gt/ and lq/ to learn from instead of degraded photos (those of `data` then only
-    validate); `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such
-    features; `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
+    `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels;
+    `ema` is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the
+    stage's adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a
+    random offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device
+    (equal up to rounding); `precision` auto becomes bf16 where the device computes it natively, else no; `pairs` is
+    a folder with gt/ and lq/ to learn from instead of degraded photos (those of `data` then only validate);
+    `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such features;
+    `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
     """
 
     stage: Literal[0, 1, 2]
@@ -65,7 +68,7 @@ class TrainConfig(Settings):
     init_adapter: Literal["keep", "from_stage_1"] = "keep"
     lora_forward: Literal["merged", "switched"] = "switched"
     base_dtype: BaseDtype = "bf16"
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = Field(default="auto", validate_default=True)
     gradient_checkpointing: bool = False
 
     losses: dict[str, float] = Field(default_factory=lambda: {"ea_dists": 5.0, "mae": 0.5})
@@ -86,6 +89,14 @@ class TrainConfig(Settings):
     log_every: int = Field(default=10, gt=0)
     workers: int = Field(default=1, ge=0)
     cache_mb: int = Field(default=2000, ge=0)
+
+    @field_validator("precision")
+    @classmethod
+    def _native(cls, value: str) -> str:
+        """Settle «auto» here, so that the run's files say what it was, and it is not resumed with another."""
+        if value != "auto":
+            return value
+        return "bf16" if pick_dtype("auto", pick_device("auto")) is torch.bfloat16 else "no"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
