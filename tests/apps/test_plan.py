@@ -82,6 +82,9 @@ def test_people_get_lines(call):
     assert [line.split()[0] for line in lines[1:]] == ["pass", "pass", "work", "memory", "seconds"]
     assert "40x30 → 160x120 (M 2, N 2), float32 on cpu" in lines[0]
     assert "stage 2, x2 to 160x120: " in lines[2]
+    planned = json.loads(call(40, 30, "--scale", 4, "--rate", 0.5, "--json")[1])
+    elsewhere = set(module.plan_lines(planned | {"on_host": True})) - set(module.plan_lines(planned))
+    assert elsewhere == {"pictures in the machine's memory: the GPU's has no room for them"}
 
 
 def test_seconds_follow_from_a_measured_share(call, monkeypatch):
@@ -135,7 +138,7 @@ def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, short
     assert (found.most_px == 32) == (shortages == 3)
     options = [] if memory is None else ["--memory", memory]
     planned = json.loads(call(700, 500, "--scale", 4, "--rate", 1, "--json", *options)[1])
-    said = ("on_disk", "batch", "low_memory", "most_px")
+    said = ("on_host", "on_disk", "batch", "low_memory", "most_px")
     assert {name: planned[name] for name in said} == {name: getattr(found, name) for name in said}
     assert planned["peak_mb"] == pytest.approx(found.peak_bytes / 1e6, abs=0.1)
 

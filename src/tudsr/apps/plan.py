@@ -52,10 +52,10 @@ def make_plan(
 
     Returns:
         What `--json` prints; `seconds` and `rate` are null where no rate is known. `peak_mb` (10^6 bytes) is the sum
-        of `memory_mb`, which is the GPU's on CUDA. `batch` windows
-        run together; `on_disk` says whether pictures live there (`disk_mb` then),
-        `low_memory` whether the base's weights are read again after each pass rather than copied, and `most_px` is the
-        largest window where windows had to shrink, else null.
+        of `memory_mb`, which is the GPU's on CUDA. `batch` windows run together; `on_host` says whether pictures live
+        in the machine's memory for lack of a GPU's, `on_disk` whether they live there (`disk_mb` then), `low_memory`
+        whether the base's weights are read again after each pass rather than copied, and `most_px` is the largest
+        window where windows had to shrink, else null.
 
     Raises:
         TudsrError: for a model, size, scale, rate, device or dtype that cannot be used.
@@ -77,8 +77,8 @@ def make_plan(
         "tflop": tflop, "useful_tflop": sum(one.useful_flop for one in found.passes) / _TERA,
         "peak_mb": found.peak_bytes / _MB,
         "memory_mb": {name: round(count / _MB, 1) for name, count in found.parts.items()},
-        "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1), "most_px": found.most_px,
-        "low_memory": found.low_memory, "batch": found.batch,
+        "on_host": found.on_host, "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1),
+        "most_px": found.most_px, "low_memory": found.low_memory, "batch": found.batch,
         "seconds": None if rate is None else tflop / rate, "rate": rate,
     }  # fmt: skip
 
@@ -125,6 +125,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines.append(f"memory   about {plan['peak_mb']:.0f} MB ({memory})")
     if plan["on_disk"]:
         lines.append(f"disk     {plan['disk_mb']:.0f} MB: the pictures do not fit into the memory and live there")
+    elif plan["on_host"]:
+        lines.append("pictures in the machine's memory: the GPU's has no room for them")
     if plan["batch"] > 1:
         lines.append(f"batch    {plan['batch']} windows run together")
     if plan["low_memory"]:
