@@ -1,6 +1,7 @@
 """Picture files in little memory: the same bytes as in much, and a killed run goes on where it was."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -302,6 +303,28 @@ def test_work_that_cannot_be_used_is_said(model, tmp_path, monkeypatch, on_disk)
     assert f"{source}: what an earlier run left on disk is not used, because of another request and threads." in said
 
 
+def test_what_other_settings_of_the_model_made_is_not_used(model, tmp_path, on_disk):
+    source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
+    save(source, "RGB")
+    leave(model, source, target, Request(scale=4))
+    settings = model.config.model_copy(update={"t1": model.config.t1 + 1})
+    upscale_file(TUDSR(replace(model.model, config=settings)), source, target, Request(scale=4), say=said.append)
+    assert f"{source}: what an earlier run left on disk is not used, because of another model." in said
+
+
+def test_a_kill_while_the_input_is_kept_leaves_what_can_go_on(model, tmp_path, on_disk):
+    source, target = tmp_path / "in.jpg", tmp_path / "out.png"
+    save(source, "turned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            upscale_file(model, source, target, Request(scale=2))
+    (work_folder(target) / ".half-written.png").touch()
+    upscale_file(model, source, target, Request(scale=2))
+    assert read_picture(target).info.icc == ICC
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jpg", "out.png"}
+
+
 DECODED = """
 import os, sys
 from pathlib import Path
@@ -367,11 +390,16 @@ def test_a_second_run_at_the_same_output_is_refused(model, tmp_path, on_disk):
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp"])
-def test_formats_that_are_not_written_by_strips_are_refused_before_any_work(model, tmp_path, on_disk, suffix):
-    save(tmp_path / "in.png", "RGB")
-    with pytest.raises(InputError, match="written as PNG, TIFF, JPEG, not as"):
-        upscale_file(model, tmp_path / "in.png", tmp_path / f"out{suffix}", Request(scale=2))
+def test_formats_that_are_not_written_by_strips_stay_in_memory_or_are_refused(model, tmp_path, suffix):
+    """Whatever else saves memory is tried, and the least that is named is that without the disk."""
+    source, target = tmp_path / "in.png", tmp_path / f"out{suffix}"
+    save(source, "RGB")
+    with pytest.raises(InputError, match=r"From disk \(PNG, TIFF, JPEG; not side by side with the input\)") as caught:
+        upscale_file(model, source, target, Request(scale=2), memory=1)
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+    least = int(re.search(r"(\d+) MB is the least", str(caught.value))[1])
+    upscale_file(model, source, target, Request(scale=2), memory=2 * least * 10**6)  # held memory is not the same twice
+    assert target.is_file()
 
 
 def test_an_output_that_cannot_be_made_is_one_sentence(model, tmp_path, on_disk):

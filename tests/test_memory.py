@@ -1,5 +1,6 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
+from tudsr import machine
 from tudsr import memory as memory_module
 from tudsr.backbones import Backbone, blueprint
 from tudsr.config import ModelConfig, WindowRange
 from tudsr.cost import META, meta_model, window_bytes, window_cost
 from tudsr.errors import InputError
 from tudsr.folder import Model, load_model
-from tudsr.machine import free_bytes, resident_bytes
+from tudsr.machine import free_bytes, resident_bytes, share_memory
 from tudsr.memory import Need, _window_bound, fit, has_room, pictures_bytes, rows_bytes, spooled_bytes
 from tudsr.planner import plan_passes
 from tudsr.request import Request, until_it_fits
@@ -143,7 +145,7 @@ def test_pictures_and_rows_by_hand():
     wide = plan_passes(4000, 4000, scale=1)
     assert pictures_bytes(4000, 4000, wide) == 16_000_000 * (12 + 23)
     assert pictures_bytes(4000, 4000, wide, color="adain") == 3 * 16_000_000 * 12
-    assert spooled_bytes(10, 20, plan, 6) == (200 + 12_800) * 6 + 3200 * 12
+    assert spooled_bytes(10, 20, plan, 6) == (200 + 2 * 12_800) * 6 + 3200 * 12
 
 
 def test_rows_grow_with_the_width_alone(need):
@@ -154,7 +156,37 @@ def test_rows_grow_with_the_width_alone(need):
 
 def test_the_machine_is_asked(monkeypatch):
     assert 0 < resident_bytes() < 10**12
-    assert 0 < free_bytes(torch.device("cpu")) < 10**14
+    monkeypatch.setattr(machine, "_container_bytes", lambda: 1000)
+    assert free_bytes(torch.device("cpu")) == 850
+    share_memory(4)
+    try:
+        assert free_bytes(torch.device("cpu")) == 212
+    finally:
+        share_memory(1)
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"memory.max": "9000", "memory.current": "8000", "memory.stat": "anon 900\ninactive_file 7000"}, 8000),
+        ({"memory.max": "9000", "memory.current": "9500", "memory.stat": "anon 900"}, 0),
+        ({"memory.max": "max", "memory.current": "8000", "memory.stat": "inactive_file 7000"}, math.inf),
+        (
+            {
+                "memory/memory.limit_in_bytes": "9000", "memory/memory.usage_in_bytes": "8000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 500",
+            },
+            1500,
+        ),
+        ({}, math.inf),
+    ],
+)  # fmt: skip
+def test_a_containers_limit_is_known_and_cached_files_count_as_free(tmp_path, monkeypatch, files, free):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine._container_bytes() == free
 
 
 def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():

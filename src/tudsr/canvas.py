@@ -79,8 +79,11 @@ class DiskStore:
         if found is not None and found["key"] == self._journal["key"]:
             self._journal = found
         else:
-            for file in folder.iterdir():  # of other pictures: not a row of theirs may be taken for ours
+            # Of other pictures: not a row of theirs may be taken for ours, whenever this is killed.
+            for file in sorted(folder.iterdir(), key=lambda file: file.name != JOURNAL_NAME):
                 file.unlink()
+        for part in folder.glob(".*"):  # what a kill left of a file that was being written
+            part.unlink()
         self._journal["how"] = how or {}
         self._write_journal()
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +20,8 @@ from tudsr.errors import InputError
 from tudsr.image import Picture, pixels_of, read_picture, values_of, write_picture
 from tudsr.image_encode import check_size, file_format
 from tudsr.image_raw import RawFile
-from tudsr.image_spool import Header, check_spooled, encode_spooled, read_header, spool_input
-from tudsr.memory import spooled_bytes
+from tudsr.image_spool import SPOOLED_FORMATS, Header, check_spooled, encode_spooled, read_header, spool_input
+from tudsr.memory import Fit, spooled_bytes
 from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan
 from tudsr.request import Request, until_it_fits
@@ -86,15 +87,14 @@ def upscale_file(
     def tell(line: str) -> None:
         say(f"{source}: {line}")
 
-    begun = _begun(model, source, target, wish, request.batch, tell)
-    fit = model.fit(size, plan, wish, memory, header.pixel_bytes, decode_bytes=header.decode_bytes, begun=begun)
+    spool = not in_memory and file_format(target).name in SPOOLED_FORMATS
+    begun = _begun(model, source, target, wish, request.batch, tell) if spool else None
+    fit = _fit(model, size, plan, wish, memory, header, spool=spool, begun=begun)
     on_disk = fit is not None and fit.on_disk
     if fit is not None and fit.most_px is not None:
         tell(fit.shrunk)
     if begun is not None and not (on_disk and fit is not None and fit.most_px == begun.most_px):
         tell("an earlier run's windows do not fit into the memory; what it had not finished is begun anew.")
-    if on_disk and in_memory:
-        raise InputError(f"{source}: the pictures do not fit into memory, so they cannot be laid side by side.")
 
     def run(request: Request) -> Enlarged:
         if on_disk:
@@ -102,6 +102,28 @@ def upscale_file(
         return _in_memory(model, source, target, request, progress, say, later if fit is None else None)
 
     return until_it_fits(run, fit.applied(wish) if fit else wish, model.config.windows, tell)
+
+
+def _fit(
+    model: TUDSR,
+    size: tuple[int, int],
+    plan: Plan,
+    wish: Request,
+    memory: int | None,
+    header: Header,
+    *,
+    spool: bool,
+    begun: Request | None,
+) -> Fit | None:
+    try:
+        return model.fit(
+            size, plan, wish, memory, header.pixel_bytes, decode_bytes=header.decode_bytes, spool=spool, begun=begun
+        )
+    except InputError as error:
+        if spool:
+            raise
+        known = ", ".join(SPOOLED_FORMATS)
+        raise InputError(f"{error} From disk ({known}; not side by side with the input) it takes less.") from error
 
 
 def _in_memory(
@@ -154,7 +176,7 @@ def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str
         "source": sha256_file(source),
         "target": target.name,
         "request": wish.model_dump(mode="json", exclude={"batch", "low_memory", "graphs", "on_host"}),
-        "model": model.config.sha256,
+        "model": hashlib.sha256(model.config.to_json().encode()).hexdigest(),  # settings, and hashes of the weights
         "dtype": str(model.model.backbone.dtype),
         "device": model.device,
         "threads": torch.get_num_threads(),
@@ -195,7 +217,9 @@ class _Spooled:
         rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
         out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
         store.write("output", out, _numbers(store, out, values, rows))
-        lost = encode_spooled(self._target, out, made)
+        encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
+        lost = encode_spooled(encoded, out, made)
+        encoded.replace(self._target)
         store.close()
         for note in (*header.notes, *lost):
             say(f"{self._source}: {note}")
@@ -206,10 +230,10 @@ class _Spooled:
         said = self._folder / "header.json"
         if not said.is_file():
             header = spool_input(self._source, self._header, self._folder / "input.raw")
-            kept = {name: value for name, value in asdict(header).items() if name not in ("icc", "exif")}
-            write_text(said, json.dumps(kept))
+            kept = asdict(header)
             for name in ("icc", "exif"):
-                (self._folder / name).write_bytes(getattr(header, name) or b"")
+                (self._folder / name).write_bytes(kept.pop(name) or b"")
+            write_text(said, json.dumps(kept))
             return header
         found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
         found |= {name: (self._folder / name).read_bytes() or None for name in ("icc", "exif")}
@@ -218,7 +242,8 @@ class _Spooled:
     def _check_disk(self, plan: Plan, say: Say) -> None:
         header = self._header
         needed = spooled_bytes(header.height, header.width, plan, header.pixel_bytes, self._request.color)
-        needed += plan.height * plan.width * header.pixel_bytes  # the encoded file, at most, nearly
+        if file_format(self._target).name == "JPEG":  # libvips makes it of a flat TIFF
+            needed += plan.height * plan.width * header.pixel_bytes
         have = sum(file.stat().st_size for file in self._folder.glob("*"))
         free = shutil.disk_usage(self._target.parent).free
         if needed > have + free:
@@ -254,6 +279,8 @@ def _alone(lock: Path, target: Path) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                raise OSError("a run that just ended took this file away, and another one made a new one")
         except OSError as error:
             raise InputError(f"{target}: another run is making it; wait for it or stop it.") from error
         try:

@@ -1,5 +1,6 @@
 """The machine that figures were made on: what it is, which code ran, and how fast it multiplies matrices."""
 
+import math
 import os
 import platform
 import statistics
@@ -16,6 +17,11 @@ from tudsr.device import pick_dtype
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_sharing = 1
 _LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _MATMUL_SIDE = {"cuda": 8192}
 _MATMUL_SIDE_ELSEWHERE = 2048
@@ -117,15 +123,22 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0] * _LEFT_FREE)
     import psutil
 
-    free = psutil.virtual_memory().available
-    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
-    return int(free * _LEFT_FREE)
+    return int(min(psutil.virtual_memory().available, _container_bytes()) * _LEFT_FREE / _sharing)
 
 
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or «max»
-        return None
+def share_memory(processes: int) -> None:
+    """Have `free_bytes` count with so many processes like this one on this machine, which begin together."""
+    global _sharing  # noqa: PLW0603 - it is of the process, as the number of threads is
+    _sharing = processes
+
+
+def _container_bytes() -> float:
+    """Return what a container leaves free, by cgroup version 2 or 1; infinite without a limit."""
+    for folder, most, now, cached in _CGROUP_FILES:
+        try:
+            limit, used = (int((_CGROUP / folder / name).read_text(encoding="ascii")) for name in (most, now))
+            stat = dict(line.split() for line in (_CGROUP / folder / "memory.stat").read_text("ascii").splitlines())
+        except (OSError, ValueError):  # not there, or «max»
+            continue
+        return max(0, limit - used + int(stat.get(cached, 0)))  # files' pages are given up for a program's
+    return math.inf

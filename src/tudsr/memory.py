@@ -95,14 +95,15 @@ def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, co
 
 
 def spooled_bytes(height: int, width: int, plan: Plan, pixel_bytes: int, color: str = "wavelet") -> int:
-    """Return what the pictures take on disk: the input, those between the passes, and the output, not encoded.
+    """Return what the pictures take on disk at most: the input, those between the passes, and the output, twice.
 
-    A colour fix that needs the whole picture's statistics keeps each pass's unfixed picture too.
+    It is there as plain numbers and encoded. A colour fix that needs the whole picture's statistics keeps each pass's
+    unfixed picture too.
     """
     unfixed = len(plan.passes) if COLOR_FIXES[color].statistics else 0
     kept = [*plan.passes[:-1], *plan.passes[:unfixed]]
     between = sum(step.height * step.width for step in kept)
-    return (height * width + plan.height * plan.width) * pixel_bytes + between * BYTES_PER_PIXEL
+    return (height * width + 2 * plan.height * plan.width) * pixel_bytes + between * BYTES_PER_PIXEL
 
 
 def rows_bytes(grid: WindowGrid) -> int:
@@ -125,6 +126,7 @@ class Need:
         batch: windows that run together, at most.
         pixel_bytes: of a pixel in the files.
         decode_bytes: that reading the input takes before the work begins, such as `image_spool.Header.decode_bytes`.
+        waiting: batches of windows that lie here beside those in work, before or after.
         color: the colour fix.
         rereads: whether the base's weights can be read again from files.
         spool: whether the pictures may live on disk.
@@ -138,6 +140,7 @@ class Need:
     batch: int = 1
     pixel_bytes: int = 3
     decode_bytes: int = 0
+    waiting: int = 0
     color: str = "wavelet"
     rereads: bool = False
     spool: bool = True
@@ -278,7 +281,7 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
     merged, bare = (weights_bytes(need.shapes, merged=one) for one in (not way.low_memory, False))
     work = {
         "merged weights": merged - bare,
-        "windows": way.batch * max(window_bytes(one.window, need.shapes.backbone.dtype) for one in passes),
+        "windows": way.batch * max(_window_bytes(one, need) for one in passes),
     }
     parts = {"base": need.base} | work
     if not way.on_host:
@@ -288,6 +291,11 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
         parts |= {"pictures": pictures, "rows": work["rows"]} | ({} if on_gpu else {"slack": _SLACK})
     disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if way.on_disk else 0
     return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
+
+
+def _window_bytes(one: PassCost, need: Need) -> int:
+    waits = need.waiting * one.grid.window_h * one.grid.window_w * BYTES_PER_PIXEL
+    return window_bytes(one.window, need.shapes.backbone.dtype) + waits
 
 
 def _rows(passes: tuple[PassCost, ...]) -> int:

@@ -32,15 +32,19 @@ from tudsr.windows import WindowGrid, plan_windows
 BATCH = {"cuda": 4}
 """Device → windows that run together unless somebody says how many; 1 elsewhere.
 
-One window fills two CPU cores (docs/benchmarks/targets.md). Not measured on CUDA."""
+One window fills two CPU cores; 1, 2 and 4 took an H100 2.21, 1.58 and 1.26 s (docs/benchmarks/targets.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Runs windows elsewhere, on `device`: (stage number, request, batches) -> what it makes of each, in order."""
+    """Runs windows elsewhere, on `device`: (stage number, request, batches) -> what it makes of each, in order.
+
+    `waiting` batches are here meanwhile, at most.
+    """
 
     run: Callable[[int, Request, Iterator[Tensor]], Iterator[Tensor]]
     device: str
+    waiting: int = 0
 
 
 class TUDSR:
@@ -142,6 +146,8 @@ class TUDSR:
         if request.graphs and not self._on_own_gpu:
             where = self.device if self.spread is None else "Ray's workers"
             raise ConfigError(f"graphs are CUDA's own, for a GPU of this process; this model runs on {where}.")
+        if request.graphs and self.model.backbone.dtype == torch.float16:
+            raise ConfigError("graphs go without fp16: to look for its overflows stops the recording; bf16 has none.")
         return request if request.batch else request.model_copy(update={"batch": BATCH.get(self.device, 1)})
 
     def plan(self, height: int, width: int, request: Request) -> Plan:
@@ -278,7 +284,8 @@ class TUDSR:
         device = self.model.backbone.device
         need = Need(
             shapes=self.shapes, size=size, plan=plan, base=held_bytes(device), batch=request.batch or 1,
-            pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None, **more,
+            pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None,
+            waiting=0 if self.spread is None else self.spread.waiting, **more,
         )  # fmt: skip
         return fit_here(need, request, memory, device)
 

@@ -15,7 +15,8 @@ from tudsr.planner import Plan, plan_passes
 DEFAULT_SCALE = 8.0
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 T = TypeVar("T")
-_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")  # Windows, Linux, MPS
+_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""Of Windows, Linux, MPS, and cuBLAS and cuDNN."""
 
 
 class Request(Settings):

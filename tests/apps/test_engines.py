@@ -7,17 +7,20 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tudsr import files
+from tudsr import files, machine
 from tudsr.apps.cli import app
+from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
 from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks
 from tudsr.apps.upscale import Run
 from tudsr.errors import InputError
 from tudsr.files import work_folder
+from tudsr.request import Request
 
 JOURNAL = ".tudsr-journal.jsonl"
 
@@ -349,12 +352,12 @@ GPU_NODES = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}
 @pytest.mark.parametrize(
     ("nodes", "options", "share"),
     [
-        (CPU_NODES, {"threads": 3}, Share(threads=3, gpus=0, workers=3, device="auto")),
-        (CPU_NODES, {"threads": 8}, Share(threads=8, gpus=0, workers=1, device="auto")),
-        (CPU_NODES, {"threads": 1, "workers": 5}, Share(threads=1, gpus=0, workers=5, device="auto")),
-        (GPU_NODES, {}, Share(threads=4, gpus=1, workers=10, device="cuda")),
-        (GPU_NODES, {"device": "cpu", "threads": 16}, Share(threads=16, gpus=0, workers=7, device="cpu")),
-        (GPU_NODES, {"device": "cuda", "threads": 16}, Share(threads=16, gpus=1, workers=3, device="cuda")),
+        (CPU_NODES, {"threads": 3}, Share(threads=3, gpus=0, workers=3, together=2, device="auto")),
+        (CPU_NODES, {"threads": 8}, Share(threads=8, gpus=0, workers=1, together=1, device="auto")),
+        (CPU_NODES, {"threads": 1, "workers": 5}, Share(threads=1, gpus=0, workers=5, together=5, device="auto")),
+        (GPU_NODES, {}, Share(threads=4, gpus=1, workers=10, together=8, device="cuda")),
+        (GPU_NODES, {"device": "cpu", "threads": 16}, Share(threads=16, gpus=0, workers=7, together=4, device="cpu")),
+        (GPU_NODES, {"device": "cuda", "threads": 16}, Share(threads=16, gpus=1, workers=3, together=2, device="cuda")),
     ],
 )
 def test_a_cluster_is_shared_out_machine_by_machine(nodes, options, share):
@@ -362,7 +365,17 @@ def test_a_cluster_is_shared_out_machine_by_machine(nodes, options, share):
 
 
 def test_without_wishes_workers_compute_as_this_process_does(one_thread):
-    assert share_out(CPU_NODES, Run()) == Share(threads=1, gpus=0, workers=12, device="auto")
+    assert share_out(CPU_NODES, Run()) == Share(threads=1, gpus=0, workers=12, together=8, device="auto")
+
+
+def test_a_worker_has_its_own_threads_and_its_part_of_the_memory(one_thread, monkeypatch):
+    monkeypatch.setattr(machine, "_container_bytes", lambda: 8000)
+    before = machine.free_bytes(torch.device("cpu"))
+    try:
+        Worker(Run(threads=2), Request(scale=4), 4)
+        assert (torch.get_num_threads(), machine.free_bytes(torch.device("cpu"))) == (2, before // 4)
+    finally:
+        machine.share_memory(1)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_a_budget_changes_the_plan(call):
     code, out, _ = call(3000, 2000, "--scale", 4, "--rate", 0.5, "--memory", f"{less}MB", "--json")
     spooled = json.loads(out)
     assert (code, spooled["on_disk"], spooled["most_px"]) == (0, True, None)
-    assert spooled["disk_mb"] == pytest.approx((6 * 16 * 3 + 6 * 3 + 6 * 4 * 12), rel=0.01)
+    assert spooled["canvases"] == "disk"
+    assert spooled["disk_mb"] == pytest.approx((2 * 6 * 16 * 3 + 6 * 3 + 6 * 4 * 12), rel=0.01)
     assert spooled["peak_mb"] <= less
     lines = call(3000, 2000, "--scale", 4, "--rate", 0.5, "--memory", f"{less}MB")[1]
     assert "the pictures do not fit into the memory" in lines
@@ -83,8 +84,9 @@ def test_people_get_lines(call):
     assert "40x30 → 160x120 (M 2, N 2), float32 on cpu" in lines[0]
     assert "stage 2, x2 to 160x120: " in lines[2]
     planned = json.loads(call(40, 30, "--scale", 4, "--rate", 0.5, "--json")[1])
-    elsewhere = set(module.plan_lines(planned | {"on_host": True})) - set(module.plan_lines(planned))
-    assert elsewhere == {"pictures in the machine's memory: the GPU's has no room for them"}
+    beside_gpu = "pictures in the machine's memory: the GPU's has no room for them"
+    assert beside_gpu in module.plan_lines(planned | {"device": "cuda"})
+    assert beside_gpu not in module.plan_lines(planned)
 
 
 def test_seconds_follow_from_a_measured_share(call, monkeypatch):
@@ -138,7 +140,7 @@ def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, short
     assert (found.most_px == 32) == (shortages == 3)
     options = [] if memory is None else ["--memory", memory]
     planned = json.loads(call(700, 500, "--scale", 4, "--rate", 1, "--json", *options)[1])
-    said = ("on_host", "on_disk", "batch", "low_memory", "most_px")
+    said = ("on_disk", "batch", "low_memory", "most_px")
     assert {name: planned[name] for name in said} == {name: getattr(found, name) for name in said}
     assert planned["peak_mb"] == pytest.approx(found.peak_bytes / 1e6, abs=0.1)
 

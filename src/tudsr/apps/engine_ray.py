@@ -23,6 +23,7 @@ from tudsr.apps.remote import Task, is_url
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Attempt, Outcome, Work, probe
 from tudsr.errors import InputError
+from tudsr.machine import share_memory
 from tudsr.pipeline import Spread
 from tudsr.request import Request
 
@@ -35,11 +36,13 @@ class Worker:
     Args:
         run: with the number of threads.
         request: what is asked of every picture.
+        together: workers that share a machine, and its memory.
     """
 
-    def __init__(self, run: Run, request: Request) -> None:
+    def __init__(self, run: Run, request: Request, together: int) -> None:
         assert run.threads is not None, "Ray's default of one would change results"
         torch.set_num_threads(run.threads)
+        share_memory(together)
         self._run, self._request = run, request
         self._stage: tuple[int, Request] | None = None
         self._ready = contextlib.ExitStack()
@@ -87,7 +90,7 @@ def run_ray(work: Work) -> None:
             max_restarts=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(share.threads)}},
         )
-        hire = partial(actor.remote, run, work.request)
+        hire = partial(actor.remote, run, work.request, share.together)
         with Crew(ray, hire, share.workers, _SPLIT_DEPTH if split else 1) as crew:
             if split:
                 _picture_by_window(work, run, crew)
@@ -130,7 +133,7 @@ def _picture_by_window(work: Work, run: Run, crew: Crew) -> None:
             yield torch.from_numpy(values.copy())  # Ray's own memory is for reading
 
     for task in work.tasks:
-        model.spread = Spread(run=partial(spread, task), device=run.device)
+        model.spread = Spread(run=partial(spread, task), device=run.device, waiting=crew.most_waiting)
         enlarge_here(work, model, task)
 
 

@@ -52,8 +52,8 @@ def make_plan(
 
     Returns:
         What `--json` prints; `seconds` and `rate` are null where no rate is known. `peak_mb` (10^6 bytes) is the sum
-        of `memory_mb`, which is the GPU's on CUDA. `batch` windows run together; `on_host` says whether pictures live
-        in the machine's memory for lack of a GPU's, `on_disk` whether they live there (`disk_mb` then), `low_memory`
+        of `memory_mb`, which is the GPU's on CUDA. `batch` windows run together; `canvases` says where the
+        pictures live, «gpu», «memory» or «disk» (then `on_disk`, and `disk_mb` with the encoded file), `low_memory`
         whether the base's weights are read again after each pass rather than copied, and `most_px` is the largest
         window where windows had to shrink, else null.
 
@@ -77,7 +77,7 @@ def make_plan(
         "tflop": tflop, "useful_tflop": sum(one.useful_flop for one in found.passes) / _TERA,
         "peak_mb": found.peak_bytes / _MB,
         "memory_mb": {name: round(count / _MB, 1) for name, count in found.parts.items()},
-        "on_host": found.on_host, "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1),
+        "canvases": _canvases(found, where), "on_disk": found.on_disk, "disk_mb": round(found.disk_bytes / _MB, 1),
         "most_px": found.most_px, "low_memory": found.low_memory, "batch": found.batch,
         "seconds": None if rate is None else tflop / rate, "rate": rate,
     }  # fmt: skip
@@ -92,6 +92,12 @@ def _fit(
     batch = BATCH.get(device.type, 1)
     need = Need(shapes=shapes, size=size, plan=plan, base=base, batch=batch, rereads=True)
     return fit_here(need, request, memory, device)
+
+
+def _canvases(found: Fit, device: torch.device) -> str:
+    if found.on_disk:
+        return "disk"
+    return "gpu" if device.type == "cuda" and not found.on_host else "memory"
 
 
 def _rate(backbone: str, device: torch.device, dtype: torch.dtype) -> float | None:
@@ -125,7 +131,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines.append(f"memory   about {plan['peak_mb']:.0f} MB ({memory})")
     if plan["on_disk"]:
         lines.append(f"disk     {plan['disk_mb']:.0f} MB: the pictures do not fit into the memory and live there")
-    elif plan["on_host"]:
+    elif plan["device"] == "cuda" and plan["canvases"] == "memory":
         lines.append("pictures in the machine's memory: the GPU's has no room for them")
     if plan["batch"] > 1:
         lines.append(f"batch    {plan['batch']} windows run together")

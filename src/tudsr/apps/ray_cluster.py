@@ -72,11 +72,12 @@ def _unreachable(address: str, error: Exception) -> InputError:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What each worker gets, and how many there are."""
+    """What each worker gets, how many there are, and how many of them on one machine at most."""
 
     threads: int
     gpus: int
     workers: int
+    together: int
     device: str
 
 
@@ -101,9 +102,11 @@ def share_out(nodes: list[dict[str, float]], run: Run) -> Share:
         threads = max(1, min(cpu // count for cpu, count in usable))
     else:
         threads = min(torch.get_num_threads(), max(cpu for cpu, _ in usable))
-    most = sum(min(cpu // threads, count) if gpu else cpu // threads for cpu, count in usable)
+    rooms = [min(cpu // threads, count) if gpu else cpu // threads for cpu, count in usable]
+    most = sum(rooms)
     if most < (run.workers or 1):
         asked = f"{run.workers or 1} workers of {threads} threads"
         raise InputError(f"{asked} were asked for, and the Ray cluster has room for {most}.")
     device = "cuda" if gpu else run.device
-    return Share(threads=threads, gpus=int(gpu), workers=run.workers or most, device=device)
+    workers = run.workers or most
+    return Share(threads=threads, gpus=int(gpu), workers=workers, together=min(workers, max(rooms)), device=device)

@@ -42,12 +42,17 @@ class Crew:
         self._ray, self._hire = ray, hire
         self._deaths = (
             exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.OutOfMemoryError,
-            exceptions.NodeDiedError,
+            exceptions.NodeDiedError, exceptions.ObjectLostError,
         )  # fmt: skip
         self._task_error = exceptions.RayTaskError
         self._there: list[Member] = []
         self._loading: dict[Any, Member] = {}
         self._false_starts = 0
+
+    @property
+    def most_waiting(self) -> int:
+        """Items that are taken and not given back yet, at most, where results come in order (`in_order`)."""
+        return 2 * self.size * self.depth
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +167,7 @@ def in_order(
     Raises:
         InputError: when as many have.
     """
-    numbered, most = enumerate(items), 2 * crew.size * crew.depth
+    numbered = enumerate(items)
     queue: deque[tuple[int, T]] = deque()
     results: dict[int, Any] = {}
     deaths: Counter[int] = Counter()
@@ -170,7 +175,7 @@ def in_order(
 
     def refill() -> None:
         nonlocal taken
-        for one in islice(numbered, most - (taken - given)):
+        for one in islice(numbered, crew.most_waiting - (taken - given)):
             queue.append(one)
             taken += 1
 

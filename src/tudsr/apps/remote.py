@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tudsr.apps.batch import PICTURE_SUFFIXES, Job, plan_jobs
-from tudsr.errors import InputError
+from tudsr.errors import InputError, TudsrError
 from tudsr.image_encode import FILE_FORMATS, file_format
 
 
@@ -46,11 +46,12 @@ def plan_tasks(inputs: Sequence[str], output: str) -> tuple[list[Task], str | No
         tasks = _plan_urls(inputs, output)
         alone = output
     else:
-        jobs = plan_jobs([Path(place) for place in inputs], output)
-        tasks = [
-            Task(source=str(job.source), target=str(job.target), size_bytes=max(1, job.source.stat().st_size))
-            for job in jobs
-        ]
+        with in_words(" ".join(inputs)):
+            jobs = plan_jobs([Path(place) for place in inputs], output)
+            tasks = [
+                Task(source=str(job.source), target=str(job.target), size_bytes=max(1, job.source.stat().st_size))
+                for job in jobs
+            ]
         alone = str(Path(output))
     return tasks, None if len(tasks) == 1 and tasks[0].target == alone else output
 
@@ -69,10 +70,12 @@ def filesystem(place: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def in_words(place: str) -> Iterator[None]:
-    """Turn what filesystems raise into one sentence."""
+    """Turn whatever filesystems raise, each by its own library, into one sentence."""
     try:
         yield
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+    except TudsrError:
+        raise
+    except Exception as error:
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise InputError(f"{place}: cannot be used ({reason}).") from error
 
