@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters import FOLDED, SPLIT
+
 METRICS = ("psnr", "ssim", "lpips", "dists", "niqe")
 
 
@@ -110,3 +112,18 @@ class Ablation:
     def on(self, eval_set: EvalSet) -> list[tuple[Arm, str]]:
         """Return the arms that are run on a test set, with their ways."""
         return [(arm, way) for arm in self.arms for found, way in arm.ways if found == eval_set]
+
+
+def what_the_base_learnt(training: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of what is in a base's weights: not of what adapters.py moved out again into LoRA-1."""
+    kept: list[dict[str, Any]] = []
+    clean = 0
+    for record in training:
+        notes = record.get("notes", [])
+        if FOLDED in notes:
+            clean = len(kept)
+        elif SPLIT in notes:
+            del kept[clean:]
+        elif record.get("stage") == 0 or record.get("config", {}).get("train") == "base":
+            kept.append(record)
+    return kept

@@ -21,7 +21,7 @@ from tudsr.checkpoint import atomic_path
 from tudsr.config import ModelConfig, read_object
 from tudsr.eval.bootstrap import Interval, mean_interval
 from tudsr.eval.page_pictures import View, difference_map, differing_windows, load_views
-from tudsr.folder import CONFIG_NAME, UNET_FILE
+from tudsr.find import CONFIG_NAME, UNET_FILE
 from tudsr.machine import commit
 
 LEAST_PICTURES = 5

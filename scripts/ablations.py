@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_parts import Ablation, Arm, EvalSet, Phase, Place, Start
+from ablation_parts import Ablation, Arm, EvalSet, Phase, Place, Start, what_the_base_learnt
 from ablation_plan import ABLATIONS, SEED
 from ablation_results import differing, gather, page, write_montage
 
@@ -33,7 +33,8 @@ from tudsr.errors import ConfigError, TudsrError
 from tudsr.eval.methods import ABLATION
 from tudsr.eval.record import RESULTS_JSON
 from tudsr.eval.report import EvalConfig
-from tudsr.folder import CONFIG_NAME, UNET_FILE, Model, find_model, load_backbone, save_model
+from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
+from tudsr.folder import Model, load_backbone, save_model
 from tudsr.train.config import TrainConfig
 
 PHASE_NAME = "phase.json"
@@ -134,14 +135,10 @@ def make_start(start: Start, place: Place) -> None:
     for stage in lora.STAGES:
         lora.attach(backbone.unet, stage, spec)
     origin = "random weights" if start.random else config.base_model
-    records = [] if start.random else [record for record in config.training if _taught_the_base(record)]
+    records = [] if start.random else what_the_base_learnt(config.training)
     settings = config.model_copy(update={"lora": spec, "base_model": origin, "training": records})
     with replaced_folder(place.model(start)) as folder:
         save_model(folder, Model(settings, backbone, scheduler), torch.float32)
-
-
-def _taught_the_base(record: dict[str, Any]) -> bool:
-    return record.get("stage") == 0 or record.get("config", {}).get("train") == "base"
 
 
 def make_view(arm: Arm, way: str, eval_set: EvalSet, place: Place, out: Path) -> Path:

@@ -24,6 +24,8 @@ from tudsr.checkpoint import replaced_folder
 from tudsr.folder import Model, load_model, save_model
 
 FIRST, SECOND = lora.STAGES
+FOLDED = "LoRA-1 folded into the base; both adapters reset to the identity"
+SPLIT = "what the base learned since it was clean moved into LoRA-1"
 
 
 def nearest(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,10 +92,10 @@ def main() -> None:
             record = {"stage": args.stage, "interpolated": {"share": args.share, "with": phases}}
         elif args.what == "fold":
             fold(*models)
-            record = {"stage": 1, "notes": ["LoRA-1 folded into the base; both adapters reset to the identity"]}
+            record = {"stage": 1, "notes": [FOLDED]}
         else:
             split(*models)
-            record = {"stage": 1, "notes": ["what the base learned since it was clean moved into LoRA-1"]}
+            record = {"stage": 1, "notes": [SPLIT]}
     with replaced_folder(out) as folder:
         save_model(folder, result, torch.bfloat16, record)
 

@@ -15,10 +15,10 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from tudsr import files
+from tudsr import files, spooled
 from tudsr.canvas import MemoryStore
 from tudsr.errors import InputError
-from tudsr.files import upscale_file, work_folder
+from tudsr.files import upscale_file
 from tudsr.image import read_picture
 from tudsr.image_decode import decode_file
 from tudsr.image_encode import write_png
@@ -27,6 +27,7 @@ from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR, load
 from tudsr.request import Request
 from tudsr.resize import part_of
+from tudsr.spooled import work_folder
 
 pyvips = pytest.importorskip("pyvips", reason="the extra [huge] is not installed")
 
@@ -155,7 +156,7 @@ def test_what_an_earlier_run_left_of_another_picture_is_not_used(model, tmp_path
     Image.fromarray(255 - noise(45, 61, 3)).save(tmp_path / "b.png")
     target = tmp_path / "out.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "encode_spooled", interrupt)
+        patch.setattr(spooled, "encode_spooled", interrupt)
         with pytest.raises(KeyboardInterrupt):
             upscale_file(model, tmp_path / "a.png", target, Request(scale=2))
     assert (work_folder(target) / "output.raw").exists()
@@ -172,7 +173,7 @@ def test_what_an_earlier_run_left_decides_where_it_goes_on(model, tmp_path, monk
     save(tmp_path / "in.png", "RGB")
     target, said = tmp_path / "out.png", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "encode_spooled", interrupt)
+        patch.setattr(spooled, "encode_spooled", interrupt)
         patch.setattr(TUDSR, "fit", lambda *_, **__: Fit(on_disk=True, most_px=32, parts={}, disk_bytes=0, passes=()))
         with pytest.raises(KeyboardInterrupt):
             upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
@@ -186,7 +187,7 @@ def test_what_an_earlier_run_left_decides_where_it_goes_on(model, tmp_path, monk
 def leave(model, source, target, wish, fit=None, at=2, error=KeyboardInterrupt):
     """Enlarge on disk until the `at`-th strip of the output; return the journal that is left."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "values_of", failing(files.values_of, at, error))
+        patch.setattr(spooled, "values_of", failing(spooled.values_of, at, error))
         if fit is not None:
             patch.setattr(TUDSR, "fit", lambda *_, **__: fit)
         with pytest.raises(error):
@@ -222,7 +223,7 @@ def with_pass_1_of(model, source, wish, most_px):
     for request in (wish, wish.model_copy(update={"most_px": most_px})):
         rows = model.run_passes(part_of(picture.pixels), size, model.plan(*size, request), request, Keeping())
     assert list(kept) == ["pass_1"]
-    return files.values_of(torch.cat(list(rows(0)), dim=-2), None, False, np.uint8)
+    return spooled.values_of(torch.cat(list(rows(0)), dim=-2), None, False, np.uint8)
 
 
 @pytest.mark.parametrize("memory", [None, 10**12])
@@ -235,13 +236,13 @@ def test_what_fits_now_does_not_throw_away_what_was_done(model, tmp_path, monkey
     left = leave(model, source, target, wish, fitted(most_px=32, batch=3))
     assert left["made"]["output"] == {"most_px": 32, "batch": 3}
     begun = []
-    rest = files._numbers
+    rest = spooled.numbers
 
     def numbers(store, out, *more):
         begun.append((store.done("output", out), store._journal["how"]))
         return rest(store, out, *more)
 
-    monkeypatch.setattr(files, "_numbers", numbers)
+    monkeypatch.setattr(spooled, "numbers", numbers)
     upscale_file(model, source, target, wish.model_copy(update=options), memory=memory, say=said.append)
     assert begun == [(left["rows"]["output"], {"most_px": 32, "batch": 3})]
     assert begun[0][0] >= 64
@@ -285,8 +286,8 @@ def test_where_memory_runs_out_in_the_last_pass_the_first_one_is_kept(model, tmp
         journals.append(json.loads((work_folder(target) / "journal.json").read_text()))
         return encode_spooled(*args)
 
-    monkeypatch.setattr(files, "encode_spooled", encode)
-    monkeypatch.setattr(files, "values_of", failing(files.values_of, 2, error))
+    monkeypatch.setattr(spooled, "encode_spooled", encode)
+    monkeypatch.setattr(spooled, "values_of", failing(spooled.values_of, 2, error))
     upscale_file(model, source, target, wish, say=said.append)
     assert sum("memory ran out" in line for line in said) == 1
     made = journals[0]["made"]
@@ -298,7 +299,7 @@ def test_work_that_cannot_be_used_is_said(model, tmp_path, monkeypatch, on_disk)
     source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
     save(source, "RGB")
     leave(model, source, target, Request(scale=4))
-    monkeypatch.setattr(files.torch, "get_num_threads", lambda: 99)
+    monkeypatch.setattr(spooled.torch, "get_num_threads", lambda: 99)
     upscale_file(model, source, target, Request(scale=4, color="none"), say=said.append)
     assert f"{source}: what an earlier run left on disk is not used, because of another request and threads." in said
 
@@ -316,7 +317,7 @@ def test_a_kill_while_the_input_is_kept_leaves_what_can_go_on(model, tmp_path, o
     source, target = tmp_path / "in.jpg", tmp_path / "out.png"
     save(source, "turned")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_text", interrupt)
+        patch.setattr(spooled, "write_text", interrupt)
         with pytest.raises(KeyboardInterrupt):
             upscale_file(model, source, target, Request(scale=2))
     (work_folder(target) / ".half-written.png").touch()
@@ -385,7 +386,10 @@ def test_decoding_takes_what_the_header_says(tmp_path):
 def test_a_second_run_at_the_same_output_is_refused(model, tmp_path, on_disk):
     save(tmp_path / "in.png", "RGB")
     target = tmp_path / "out.png"
-    with files._alone(work_folder(target).with_suffix(".lock"), target), pytest.raises(InputError, match="another run"):
+    with (
+        spooled.alone(work_folder(target).with_suffix(".lock"), target),
+        pytest.raises(InputError, match="another run"),
+    ):
         upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
 
 
@@ -411,7 +415,7 @@ def test_an_output_that_cannot_be_made_is_one_sentence(model, tmp_path, on_disk)
 
 def test_too_little_disk_is_said_before_any_work(model, tmp_path, on_disk, monkeypatch):
     save(tmp_path / "in.png", "RGB")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(spooled.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     monkeypatch.setattr(TUDSR, "run_passes", lambda *_: pytest.fail("work was done"))
     with pytest.raises(InputError, match="MB of disk are needed beside .*out.png"):
         upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))

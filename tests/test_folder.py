@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tudsr import lora
 from tudsr.checkpoint import load_tensors, save_tensors, sha256_file, weight_hashes
 from tudsr.errors import ConfigError, ModelError
-from tudsr.folder import find_model, load_model, save_model, verify_model
+from tudsr.find import find_model, verify_model
+from tudsr.folder import load_model, save_model
 from tudsr.stage import Stage, inference
 
 CPU = torch.device("cpu")

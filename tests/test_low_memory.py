@@ -11,7 +11,8 @@ from tudsr import lora
 from tudsr.apps.cli import app
 from tudsr.checkpoint import load_tensors, save_tensors
 from tudsr.errors import ModelError
-from tudsr.folder import UNET_FILE, save_model
+from tudsr.find import UNET_FILE
+from tudsr.folder import save_model
 from tudsr.memory import Need, fit
 from tudsr.pipeline import TUDSR, load
 from tudsr.request import Request

@@ -12,11 +12,19 @@ from tudsr import machine
 from tudsr import memory as memory_module
 from tudsr.backbones import Backbone, blueprint
 from tudsr.config import ModelConfig, WindowRange
-from tudsr.cost import META, meta_model, window_bytes, window_cost
+from tudsr.cost import (
+    META,
+    meta_model,
+    pictures_bytes,
+    rows_bytes,
+    spooled_bytes,
+    window_bytes,
+    window_cost,
+)
 from tudsr.errors import InputError
 from tudsr.folder import Model, load_model
 from tudsr.machine import free_bytes, resident_bytes, share_memory
-from tudsr.memory import Need, _window_bound, fit, has_room, pictures_bytes, rows_bytes, spooled_bytes
+from tudsr.memory import Need, _window_bound, fit, has_room
 from tudsr.planner import plan_passes
 from tudsr.request import Request, until_it_fits
 

@@ -14,7 +14,8 @@ from tudsr.backbones import Blueprint, sd21
 from tudsr.backbones.blueprint import SD_SCHEDULE
 from tudsr.checkpoint import load_tensors, save_tensors, sha256_file
 from tudsr.errors import ConfigError, InputError, ModelError
-from tudsr.folder import load_model, verify_model
+from tudsr.find import verify_model
+from tudsr.folder import load_model
 
 WIDTH, TOKENS = 16, 7
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -124,7 +125,9 @@ def test_a_base_becomes_a_model(small_sd, base, tmp_path):
     config, verdict = models.init_sd21(base, tmp_path / "out")
     assert verdict.startswith("Warning: the UNet's SHA-256")
     assert sha256_file(base / UNET_FILE)[:12] in verdict
-    assert config.base_model == str(base)
+    assert config.base_model == base.name
+    for part in ("unet", "vae"):  # nothing of the machine that it was made on
+        assert str(base.parent) not in (tmp_path / "out" / part / "config.json").read_text(encoding="utf-8")
     assert verify_model(tmp_path / "out") == []
     net = load_model(tmp_path / "out", torch.device("cpu"), torch.float32).backbone
     plain = UNet2DConditionModel.from_pretrained(base / "unet")

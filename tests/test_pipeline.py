@@ -12,9 +12,10 @@ from tudsr.config import WindowRange
 from tudsr.errors import ConfigError, InputError
 from tudsr.image import Picture, picture_from
 from tudsr.one_step import z0_from_prediction
-from tudsr.pipeline import TUDSR, Spread, load
+from tudsr.pipeline import TUDSR, load
 from tudsr.request import Request, _window_range
 from tudsr.resize import upsample
+from tudsr.spread import Spread
 from tudsr.stage import Stage, inference
 from tudsr.tiling import add_window, extract
 

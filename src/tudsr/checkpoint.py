@@ -10,11 +10,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tudsr.errors import ModelError
+from tudsr.errors import InputError, ModelError
 
 FP16 = ".fp16.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _METADATA = "tudsr"
+
+
+def check_folder(folder: Path) -> None:
+    """Check before any work that a folder is one to write to, or can be made.
+
+    Raises:
+        InputError: when a file is in its way, or its permissions are.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"{folder}: a folder to write to is expected, and {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: a folder to write to is expected, and {there} may not be written to.")
+
+
+def sync(path: Path) -> None:
+    """Have a file's contents reach the disk: a rename that outlives a power cut must not outlive them."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -52,11 +71,10 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # a rename that outlives a power cut must not outlive its contents
+    """Write UTF-8 text atomically; of a file's name that is no text, the escape that JSON has for it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        sync(temporary)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -73,6 +91,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
     header = {_METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, header)
+        sync(temporary)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,9 +23,11 @@ from tudsr import lora
 from tudsr.backbones import Backbone
 from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.checkpoint import load_tensors
+from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
 from tudsr.config import ModelConfig, WindowRange, read_object
 from tudsr.errors import ModelError
-from tudsr.folder import CONFIG_NAME, PROMPT_NAME, Model, find_model
+from tudsr.find import CONFIG_NAME, find_model
+from tudsr.folder import PROMPT_NAME, Model
 from tudsr.planner import Pass, Plan
 from tudsr.stage import Stage
 from tudsr.windows import WindowGrid, plan_windows
@@ -37,6 +39,9 @@ WORKSPACE = {torch.float32: 1.5, torch.bfloat16: 2.0, torch.float16: 2.0}
 
 Measured for `tiny` on CPUs, the other parts taken off: in bfloat16 2.0 at 256² → 1024² and 1.6 at 256² → 2048²; in
 float32, which needs no conversions, 0.7 to 1.1 at 256² → 2048². Not verified on CUDA."""
+_ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
+_ALPHA = 4  # bytes a pixel: transparency, which few pictures have
+_STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
 _BYTES_PER_FLOAT32 = 4
 _TIMESTEPS = 1000
 
@@ -222,3 +227,47 @@ class _FusedAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
         return func(*args, **(kwargs or {}))
+
+
+def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, color: str = "wavelet") -> int:
+    """Return the most bytes of whole pictures that are in memory at once when all of them are.
+
+    In each pass: the input picture, the pass's own input where that is another one, its output, and that without a
+    colour fix that needs the whole picture's statistics; at the end, beside the input, the output and its transparency,
+    once more as integers, and the encoder's copy of these.
+
+    Args:
+        height: rows of the input.
+        width: columns of the input.
+        plan: its passes.
+        pixel_bytes: of a pixel in the output file.
+        color: a key of color.COLOR_FIXES.
+    """
+    copies = 2 if COLOR_FIXES[color].statistics else 1
+    most = before = 0
+    for step in plan.passes:
+        made = step.height * step.width
+        most = max(most, (height * width + before + copies * made) * BYTES_PER_PIXEL)
+        before = made
+    last = BYTES_PER_PIXEL + _ALPHA + pixel_bytes + _ENCODER_COPY
+    return max(most, height * width * BYTES_PER_PIXEL + before * last)
+
+
+def spooled_bytes(height: int, width: int, plan: Plan, pixel_bytes: int, color: str = "wavelet") -> int:
+    """Return what the pictures take on disk at most: the input, those between the passes, and the output, twice.
+
+    It is there as plain numbers and encoded. A colour fix that needs the whole picture's statistics keeps each pass's
+    unfixed picture too.
+    """
+    unfixed = len(plan.passes) if COLOR_FIXES[color].statistics else 0
+    kept = [*plan.passes[:-1], *plan.passes[:unfixed]]
+    between = sum(step.height * step.width for step in kept)
+    return (height * width + 2 * plan.height * plan.width) * pixel_bytes + between * BYTES_PER_PIXEL
+
+
+def rows_bytes(grid: WindowGrid) -> int:
+    """Return the memory of the rows in work: a row of windows as it is blended, and strips of it."""
+    overlap = max((a + grid.window_h - b for a, b in zip(grid.ys, grid.ys[1:], strict=False)), default=0)
+    band = min(grid.height, grid.window_h + 2 * overlap)
+    strip = min(grid.height, strip_rows(grid.width) + 2 * HALO_PX)
+    return (band + _STRIPS * strip) * grid.width * BYTES_PER_PIXEL

@@ -1,9 +1,8 @@
-"""Model folders: find one by name, path or hub id, load it, save it, check it."""
+"""Model folders: load one, save one."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.checkpoint import find_weights, load_tensors, save_tensors, sha256_file, weights_variant, write_text
 from tudsr.config import ModelConfig
 from tudsr.errors import ModelError
+from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
 
-CONFIG_NAME = "tudsr.json"
 PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
-EMBEDDED = ("tiny",)
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
 
@@ -33,45 +30,6 @@ class Model:
     backbone: Backbone
     scheduler: Any
     folder: Path | None = None
-
-
-def find_model(name: str | Path) -> Path:
-    """Return the folder of a model: an embedded name, a folder, or a hub id (owner/name), which is downloaded.
-
-    Raises:
-        ModelError: when it is none of these or cannot be fetched.
-    """
-    path = Path(name)
-    if (path / CONFIG_NAME).is_file():
-        return path
-    if str(name) in EMBEDDED:
-        return Path(str(resources.files("tudsr"))) / "weights" / str(name)
-    if path.exists():
-        raise ModelError(f"{path}: not a TUDSR model, {CONFIG_NAME} is missing; `tudsr models init` makes one.")
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        folder = fetch_hub(str(name), ("*.json", "*.safetensors", "*.txt"))
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-        raise ModelError(f"{name}: this hub repository has no {CONFIG_NAME}; `tudsr models init` makes a TUDSR model.")
-    known = ", ".join(EMBEDDED)
-    raise ModelError(f"model {str(name)!r} is not there; accepted: {known}, a TUDSR folder, or a hub id (owner/name).")
-
-
-def fetch_hub(hub_id: str, patterns: tuple[str, ...]) -> Path:
-    """Download the matching files of a hub repository (cached) and return their folder.
-
-    Raises:
-        ModelError: when the hub does not answer or does not have it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"hub model {hub_id!r} could not be fetched ({type(error).__name__}); give a local folder instead."
-        ) from error
 
 
 def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -234,6 +192,7 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[s
         net.vae.save_config(folder / "vae")
     else:
         net.vae.save_pretrained(folder / "vae", safe_serialization=True)
+        _forget_origin(folder / "vae")
     model.scheduler.save_pretrained(folder / "scheduler")
     if net.prompt_embeds is not None:
         save_tensors(folder / PROMPT_NAME, {"prompt_embeds": net.prompt_embeds})
@@ -243,13 +202,18 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[s
     return finish_folder(folder, model, record)
 
 
+def _forget_origin(part: Path) -> None:
+    """Take out of a part's settings where it was loaded from, on the machine of whoever made it."""
+    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    write_text(part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def save_unet(folder: Path, unet: Any, dtype: torch.dtype) -> None:
     """Write a UNet as diffusers does, without the adapters that peft injected into it."""
     folder.mkdir(parents=True, exist_ok=True)
     unet.save_config(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # where it was loaded from, on the machine of whoever made it
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _forget_origin(folder)
     plain = {
         key.replace(".base_layer.", "."): value.to(dtype)
         for key, value in unet.state_dict().items()
@@ -291,9 +255,3 @@ def finish_folder(folder: Path, model: Model, record: Mapping[str, Any] | None) 
     config = model.config.model_copy(update={"sha256": checkpoint.weight_hashes(folder), "training": training})
     write_text(folder / CONFIG_NAME, config.to_json())
     return config
-
-
-def verify_model(name: str | Path) -> list[str]:
-    """Hash every weight file of a model; returns one line per difference from tudsr.json, none when all is well."""
-    folder = find_model(name)
-    return checkpoint.verify_hashes(folder, ModelConfig.read(folder / CONFIG_NAME).sha256)

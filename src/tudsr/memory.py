@@ -13,18 +13,24 @@ import torch
 from torch import nn
 
 from tudsr.backbones import Backbone
-from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
-from tudsr.cost import BYTES_PER_PIXEL, WORKSPACE, PassCost, pass_costs, weights_bytes, window_bytes
+from tudsr.cost import (
+    BYTES_PER_PIXEL,
+    WORKSPACE,
+    PassCost,
+    pass_costs,
+    pictures_bytes,
+    rows_bytes,
+    spooled_bytes,
+    weights_bytes,
+    window_bytes,
+)
 from tudsr.errors import InputError
 from tudsr.folder import Model
 from tudsr.machine import free_bytes, resident_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request, half_side
-from tudsr.windows import WindowGrid, plan_windows
+from tudsr.windows import plan_windows
 
-_ENCODER_COPY = 4  # bytes a pixel: Pillow's own copy of a picture it writes
-_ALPHA = 4  # bytes a pixel: transparency, which few pictures have
-_STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
 _MARGIN = 1.02  # the next process may hold a little more to begin with
 _SLACK = 96 * 10**6  # threads' own heaps, libvips, and what the C library keeps of freed memory
 _DRIFT = 8 * 10**6  # of the slack: what a process holds to begin with is not the same at each start
@@ -68,50 +74,6 @@ class Fit:
         """Return a request that is met this way."""
         found = {name: getattr(self, name) for name in ("most_px", "low_memory", "batch", "on_host")}
         return request.model_copy(update=found)
-
-
-def pictures_bytes(height: int, width: int, plan: Plan, pixel_bytes: int = 3, color: str = "wavelet") -> int:
-    """Return the most bytes of whole pictures that are in memory at once when all of them are.
-
-    In each pass: the input picture, the pass's own input where that is another one, its output, and that without a
-    colour fix that needs the whole picture's statistics; at the end, beside the input, the output and its transparency,
-    once more as integers, and the encoder's copy of these.
-
-    Args:
-        height: rows of the input.
-        width: columns of the input.
-        plan: its passes.
-        pixel_bytes: of a pixel in the output file.
-        color: a key of color.COLOR_FIXES.
-    """
-    copies = 2 if COLOR_FIXES[color].statistics else 1
-    most = before = 0
-    for step in plan.passes:
-        made = step.height * step.width
-        most = max(most, (height * width + before + copies * made) * BYTES_PER_PIXEL)
-        before = made
-    last = BYTES_PER_PIXEL + _ALPHA + pixel_bytes + _ENCODER_COPY
-    return max(most, height * width * BYTES_PER_PIXEL + before * last)
-
-
-def spooled_bytes(height: int, width: int, plan: Plan, pixel_bytes: int, color: str = "wavelet") -> int:
-    """Return what the pictures take on disk at most: the input, those between the passes, and the output, twice.
-
-    It is there as plain numbers and encoded. A colour fix that needs the whole picture's statistics keeps each pass's
-    unfixed picture too.
-    """
-    unfixed = len(plan.passes) if COLOR_FIXES[color].statistics else 0
-    kept = [*plan.passes[:-1], *plan.passes[:unfixed]]
-    between = sum(step.height * step.width for step in kept)
-    return (height * width + 2 * plan.height * plan.width) * pixel_bytes + between * BYTES_PER_PIXEL
-
-
-def rows_bytes(grid: WindowGrid) -> int:
-    """Return the memory of the rows in work: a row of windows as it is blended, and strips of it."""
-    overlap = max((a + grid.window_h - b for a, b in zip(grid.ys, grid.ys[1:], strict=False)), default=0)
-    band = min(grid.height, grid.window_h + 2 * overlap)
-    strip = min(grid.height, strip_rows(grid.width) + 2 * HALO_PX)
-    return (band + _STRIPS * strip) * grid.width * BYTES_PER_PIXEL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from tudsr.backbones import Backbone, blueprint, sd21
 from tudsr.checkpoint import FP16, find_weights, sha256_file, weights_variant
 from tudsr.config import ModelConfig
 from tudsr.errors import InputError, ModelError
-from tudsr.folder import UNET_FILE, Model, fetch_hub, load_backbone, load_vae, save_model
+from tudsr.find import UNET_FILE, fetch_hub
+from tudsr.folder import Model, load_backbone, load_vae, save_model
 
 _WEIGHTS = (UNET_FILE, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 _VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -77,7 +78,8 @@ def init_sd21(
     _check_shapes(backbone.unet.config, plan.unet, folder)
     if vae is not None:
         replace_vae(backbone, vae, dtype)
-    config = ModelConfig.parse(plan.settings | {"base_model": str(base)}, "sd21")
+    name = folder.name if Path(base).is_dir() else str(base)  # a path says nothing to whoever gets the folder
+    config = ModelConfig.parse(plan.settings | {"base_model": name}, "sd21")
     return _write(out, Model(config, backbone, scheduler), dtype), verdict
 
 

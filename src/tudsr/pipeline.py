@@ -1,9 +1,9 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from tudsr.memory import Fit, Need, fit_here, has_room, held_bytes
 from tudsr.planner import Pass, Plan
 from tudsr.request import Request, parse_memory, until_it_fits
 from tudsr.resize import Region, part_of, rows_of, upsample, upsampled
+from tudsr.spread import Spread
 from tudsr.stage import Stage, inference
 from tudsr.tiling import Fn, Progress, tiled_rows
 from tudsr.whole import latent_grid, restored
@@ -33,18 +34,6 @@ BATCH = {"cuda": 4}
 """Device → windows that run together unless somebody says how many; 1 elsewhere.
 
 One window fills two CPU cores; 1, 2 and 4 took an H100 2.21, 1.58 and 1.26 s (docs/benchmarks/targets.md)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Runs windows elsewhere, on `device`: (stage number, request, batches) -> what it makes of each, in order.
-
-    `waiting` batches are here meanwhile, at most.
-    """
-
-    run: Callable[[int, Request, Iterator[Tensor]], Iterator[Tensor]]
-    device: str
-    waiting: int = 0
 
 
 class TUDSR:

@@ -42,8 +42,8 @@ class Request(Settings):
     vae: Literal["windows", "whole"] = "windows"
     color: str = "wavelet"
     fidelity: float = Field(default=0.0, ge=0, le=1)
-    tile_px: int | None = Field(default=None, gt=0)
-    overlap_px: int | None = Field(default=None, ge=0)
+    tile_px: int | None = Field(default=None, gt=0, le=2**16)
+    overlap_px: int | None = Field(default=None, ge=0, le=2**15)
     most_px: int | None = Field(default=None, gt=0)
     batch: int | None = Field(default=None, gt=0)
     low_memory: bool = False

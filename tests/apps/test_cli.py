@@ -82,18 +82,48 @@ MISTAKES = [
     ["models", "verify", "nowhere"],
     ["train", "--data", "nowhere", "--out", "x", "--model", "nowhere"],
     ["train", "--data", "d", "--out", "x", "--estimate-t", "--set", "lr=1"],
+    ["train", "--data", "d", "--out", "x", "--estimate-t", "--resume"],
+    ["train", "--data", "d", "--out", "x", "--set", f"seed={2**64}"],
+    ["train", "--data", "d", "--out", "a file/x"],
+    ["train", "--data", "d", "--out", "a file/x", "--estimate-t"],
+    ["upscale", "photo.png", "-o", "a file/x.png"],
+    ["upscale", "photo.png", "-o", "x.png", "--compare", "a file/c.png"],
+    ["upscale", "photo.png", "-o", "x.png", "--tile-px", "1000000000"],
+    ["upscale", "n" * 300 + ".png", "-o", "x.png"],
+    ["upscale", "zip://a.png::photo.png", "-o", "x.png"],
+    ["models", "init", "tiny", "--random-weights", "--out", "a file/x"],
     ["nonsense"],
 ]
 
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_mistakes_are_sentences_and_exit_code_2(arguments, call, tmp_path):
+    (tmp_path / "a file").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     code, out, err = call(*arguments)
     assert code == 2
     assert out == ""
     assert "Error: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
+
+
+def test_settings_that_do_not_go_together_are_named_and_the_others_are_not(call):
+    _, _, err = call("train", "--data", "d", "--out", "x", "--set", "stage_1=1", "--set", "loss_crop_px=1000")
+    assert "'stage_1' is not a setting" in err
+    _, _, err = call("train", "--data", "d", "--out", "x", "--set", "loss_crop_px=1000")
+    assert err == "Error: training settings: loss_crop_px may be at most crop_px.\n"
+
+
+def test_a_file_name_that_is_no_text_is_no_mistake(tmp_path):
+    name = os.fsdecode(b"p\xff.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    call = ("upscale", str(tmp_path), "-o", str(tmp_path / "out"), "--json")
+    result = tudsr(*call)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["output"] == str(tmp_path / "out" / name)
+    assert (tmp_path / "out" / name).is_file()
+    assert "exists already" in tudsr(*call).stderr
 
 
 def test_a_mistake_in_a_real_process(tmp_path):

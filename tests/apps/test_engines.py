@@ -19,8 +19,8 @@ from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks
 from tudsr.apps.upscale import Run
 from tudsr.errors import InputError
-from tudsr.files import work_folder
 from tudsr.request import Request
+from tudsr.spooled import work_folder
 
 JOURNAL = ".tudsr-journal.jsonl"
 

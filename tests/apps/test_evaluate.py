@@ -117,8 +117,8 @@ def test_settings_come_from_the_options(tmp_path):
 
 
 def test_the_table_marks_the_best_and_what_was_a_loss():
-    def method(name, seconds, **means):
-        return {"name": name, "means": {key: {"mean": value} for key, value in means.items()}} | {
+    def method(name, seconds, count=2, **means):
+        return {"name": name, "means": {key: {"mean": value, "count": count} for key, value in means.items()}} | {
             "seconds_per_mp": seconds,
             "trained_on": ["dists"] if name == "ours" else [],
         }
@@ -128,10 +128,13 @@ def test_the_table_marks_the_best_and_what_was_a_loss():
         "methods": [
             method("bicubic", 0.01, psnr=25.0, dists=0.3),
             method("ours", None, psnr=np.float64(24), dists=0.1),
+            method("peer", None, psnr=50.0, dists=0.01, count=1),  # it had the easy one only
         ],
+        "pictures": [{}, {}],
     }
     assert table_lines(results) == [
-        "method   psnr      dists     s/MP",
-        "bicubic  25.0000*  0.3000    0.01",
-        "ours     24.0000   0.1000*°  –",
+        "method   psnr         dists       s/MP",
+        "bicubic  25.0000*     0.3000      0.01",
+        "ours     24.0000      0.1000*°    –",
+        "peer     50.0000 (1)  0.0100 (1)  –",
     ]

@@ -127,7 +127,7 @@ def test_a_set_is_measured_by_the_pictures_that_both_have(pyiqa, tmp_path):
 
     Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "other.png")
-    assert measure_set(fn, {"a": tmp_path / "a.png"}, {"a": GT, "b": SR}) == 7.0
+    assert measure_set(fn, {"a": tmp_path / "a.png"}, {"a": lambda: GT, "b": lambda: SR}) == 7.0
     assert seen == {"outputs": (["a.png"], (9, 9, 9)), "truths": (["a.png"], (0, 0, 0))}
     fid = find_metric("fid", CPU)
     assert (fid.reference, fid.needs_gt, fid.direction) == ("set", True, "lower")

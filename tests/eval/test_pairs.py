@@ -43,6 +43,14 @@ def test_what_lacks_a_partner_is_said(tmp_path):
     assert "no input" in said["lonely_gt.png"]
 
 
+def test_a_link_to_nothing_is_said(tmp_path):
+    save(tmp_path / "lq" / "a.png")
+    (tmp_path / "lq" / "b.png").symlink_to(tmp_path / "gone.png")
+    pairs, skipped = find_pairs(tmp_path / "lq", None, {})
+    assert [pair.name for pair in pairs] == ["a"]
+    assert [(one.file, one.reason) for one in skipped] == [(str(tmp_path / "lq" / "b.png"), "a link to nothing")]
+
+
 def test_a_limit_does_not_make_partners_lonely(tmp_path):
     for name in "abc":
         save(tmp_path / "lq" / f"{name}.png")

@@ -19,8 +19,8 @@ def _load(name):
 
 @pytest.fixture(scope="module")
 def modules():
-    """Return (parts, plan, results, script)."""
-    names = ("ablation_parts", "ablation_plan", "ablation_results", "ablations")
+    """Return (adapters, parts, plan, results, script): each imports those before it."""
+    names = ("adapters", "ablation_parts", "ablation_plan", "ablation_results", "ablations")
     before = {name: sys.modules.get(name) for name in names}
     yield tuple(_load(name) for name in before)
     for name, module in before.items():
@@ -31,19 +31,19 @@ def modules():
 
 @pytest.fixture
 def parts(modules):
-    return modules[0]
-
-
-@pytest.fixture
-def plan(modules):
     return modules[1]
 
 
 @pytest.fixture
-def results(modules):
+def plan(modules):
     return modules[2]
 
 
 @pytest.fixture
-def script(modules):
+def results(modules):
     return modules[3]
+
+
+@pytest.fixture
+def script(modules):
+    return modules[4]

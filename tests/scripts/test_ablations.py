@@ -15,7 +15,8 @@ from tudsr.checkpoint import load_tensors
 from tudsr.config import ModelConfig
 from tudsr.errors import ConfigError
 from tudsr.eval.methods import ABLATION
-from tudsr.folder import CONFIG_NAME, UNET_FILE, load_model, save_model
+from tudsr.find import CONFIG_NAME, UNET_FILE
+from tudsr.folder import load_model, save_model
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
 from tudsr.train.state import LOCAL
@@ -214,9 +215,11 @@ def test_a_start_from_the_wrong_model_is_refused(
     assert not script.is_finished(start, place)
 
 
-def test_a_start_keeps_the_record_of_what_taught_its_base(plan, script, place, model_folder, tmp_path):
+def test_a_start_keeps_the_record_of_what_taught_its_base(parts, plan, script, place, model_folder, tmp_path):
     base = shutil.copytree(model_folder, tmp_path / "base")
-    records = [{"stage": 0}, {"stage": 1, "config": {"train": "base"}}, {"stage": 1, "config": {"train": "adapter"}}]
+    taught = {"stage": 1, "config": {"train": "base"}}
+    apart = [{"stage": 1, "notes": [parts.FOLDED]}, taught, {"stage": 1, "notes": [parts.SPLIT]}]
+    records = [{"stage": 0}, taught, {"stage": 1, "config": {"train": "adapter"}}, *apart]
     config = ModelConfig.read(base / CONFIG_NAME).model_copy(update={"training": records})
     (base / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
     script.ensure(plan.START, replace(place, base=base), "")

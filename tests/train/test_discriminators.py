@@ -42,6 +42,11 @@ def rng(seed: int) -> torch.Generator:
 # --- the contract, for every entry ---
 
 
+def test_options_of_another_kind_are_refused():
+    with pytest.raises(ConfigError, match="'patch' cannot be built of {'augment': 5}"):
+        build_discriminator("patch", augment=5)
+
+
 def test_every_discriminator_is_tested():
     assert SMALL.keys() == DISCRIMINATORS.keys()
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from tudsr.checkpoint import load_tensors
 from tudsr.errors import ConfigError, DataError, ModelError, TudsrError
-from tudsr.folder import load_model, verify_model
+from tudsr.find import verify_model
+from tudsr.folder import load_model
 from tudsr.train import loop
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
@@ -165,6 +166,14 @@ def test_a_broken_photo_met_on_the_way_is_skipped_and_counted(make_config, photo
     left_out = json.loads((config.out / "photos.json").read_text())
     assert left_out == {"training": 7, "validation": [], "unreadable": ["junk.png"], "too_small": []}
     assert not any("photos_left_out" in line for line in lines(config))
+
+
+def test_a_damaged_state_is_one_sentence(make_config):
+    config = make_config(steps=2)
+    train(config)
+    (config.out / "state.pt").write_bytes((config.out / "state.pt").read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"state\.pt: not the state of a run, or damaged"):
+        train(config, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command `tudsr`. Only typer is imported here: torch and all else wait until a command needs them."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tudsr import __version__
-from tudsr.errors import TudsrError
+from tudsr.errors import ConfigError, TudsrError
 
 app = typer.Typer(
     help="Enlarge photographs x4, x8 and beyond by twice upsampling and diffusing (TUDSR).",
@@ -157,6 +158,8 @@ def train(
     from tudsr.train.config import TrainConfig
 
     wishes = [*(overrides or []), *(more or [])]
+    if estimate_t and (config is not None or resume):
+        raise ConfigError("--estimate-t takes --set scale, count and degradation; --config and --resume are for a run.")
     if estimate_t:
         typer.echo("\n".join(run_estimate(model, data, out, wishes)))
         return
@@ -264,10 +267,18 @@ def bench(
 
 def main() -> None:
     """Run the command; an error that the user can mend is one sentence on stderr and exit code 2 (Ctrl-C: 130)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names are bytes, and not all of them are text
     try:
         app()
     except TudsrError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:  # of the machine: a permission, a name too long, a full disk
+        if error.strerror is None:
+            raise
+        typer.echo(f"Error: {error.filename or 'the disk'}: cannot be used ({error.strerror}).", err=True)
         sys.exit(2)
 
 

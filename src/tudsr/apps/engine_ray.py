@@ -24,8 +24,8 @@ from tudsr.apps.upscale import Run
 from tudsr.apps.work import Attempt, Outcome, Work, probe
 from tudsr.errors import InputError
 from tudsr.machine import share_memory
-from tudsr.pipeline import Spread
 from tudsr.request import Request
+from tudsr.spread import Spread
 
 _SPLIT_DEPTH = 2  # a worker that has done a window finds the next one there, and does not wait for this process
 

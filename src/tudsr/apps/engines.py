@@ -11,9 +11,9 @@ from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
 from tudsr.errors import InputError
-from tudsr.files import work_folder
 from tudsr.image import check_output_path
 from tudsr.request import Request
+from tudsr.spooled import work_folder
 
 ENGINES: dict[str, Callable[[Work], None]] = {"local": run_local, "ray": run_ray}
 

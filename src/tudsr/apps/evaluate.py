@@ -72,7 +72,10 @@ class _Tasks:
 
 
 def table_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return the means as aligned text: a row for each method, * beside the best figure, ° where it was a loss."""
+    """Return the means as aligned text: a row for each method.
+
+    * is beside the best figure, ° where it was a loss, and in brackets how many pictures have it where not all do.
+    """
     names = list(results["metrics"])
     rows = [["method", *names, "s/MP"]]
     for method in results["methods"]:
@@ -87,7 +90,10 @@ def _cell(results: Mapping[str, Any], method: Mapping[str, Any], metric: str) ->
     mean = method["means"].get(metric)
     if mean is None:
         return "–"
-    others = [other["means"][metric]["mean"] for other in results["methods"] if metric in other["means"]]
-    best = max(others) if results["metrics"][metric]["direction"] == "higher" else min(others)
-    marks = ("*" if mean["mean"] == best else "") + ("°" if metric in method["trained_on"] else "")
-    return f"{mean['mean']:.4f}{marks}"
+    others = [other["means"][metric] for other in results["methods"] if metric in other["means"]]
+    most = max(other["count"] for other in others)  # means over fewer pictures are of other ones: none of them is best
+    rivals = [other["mean"] for other in others if other["count"] == most]
+    best = max(rivals) if results["metrics"][metric]["direction"] == "higher" else min(rivals)
+    marks = "*" if mean["count"] == most and mean["mean"] == best else ""
+    marks += "°" if metric in method["trained_on"] else ""
+    return f"{mean['mean']:.4f}{marks}" + (f" ({mean['count']})" if mean["count"] < len(results["pictures"]) else "")

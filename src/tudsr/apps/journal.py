@@ -91,7 +91,7 @@ class Journal:
             else:
                 path = Path(self._folder) / f"{NAME}.jsonl"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
+                with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(line)
 
     def _read_file(self, folder: str) -> list[str]:
@@ -120,4 +120,6 @@ class Journal:
         self._part.append(line)
         fs, path = filesystem(folder)
         fs.makedirs(path, exist_ok=True)
-        fs.pipe_file(f"{path.rstrip('/')}/{NAME}-{self._number:05}.jsonl", "".join(self._part).encode())
+        fs.pipe_file(
+            f"{path.rstrip('/')}/{NAME}-{self._number:05}.jsonl", "".join(self._part).encode(errors="backslashreplace")
+        )

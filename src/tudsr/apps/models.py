@@ -6,13 +6,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tudsr import checkpoint, models
-from tudsr.backbones import blueprint
-from tudsr.backbones.sd21 import HUB_ID
+from tudsr import checkpoint
 from tudsr.config import ModelConfig
-from tudsr.device import DTYPES
 from tudsr.errors import ConfigError, ModelError
-from tudsr.folder import CONFIG_NAME, find_model, verify_model
+from tudsr.find import CONFIG_NAME, find_model, verify_model
 
 _BYTES_PER_MB = 1_000_000
 _RECORDED = ("stage", "step", "hours", "photos", "commit")
@@ -52,8 +49,9 @@ def describe_lines(facts: dict[str, Any]) -> list[str]:
     ]
     lines += [f"            {count:>13,}  {file}" for file, count in facts["parameters"].items()]
     for entry in facts["training"]:
-        known = ", ".join(f"{key} {entry[key]}" for key in _RECORDED if key in entry)
-        lines.append(f"training    {known}")
+        known = [f"{key} {entry[key]}" for key in _RECORDED if key in entry] + entry.get("notes", [])
+        mixed = ["the adapter mixed with another one"] if "interpolated" in entry else []
+        lines.append(f"training    {', '.join(known + mixed)}")
     return lines
 
 
@@ -66,6 +64,11 @@ def init(
         ConfigError: for an unknown backbone, or one that has no base to take.
         ModelError, InputError: see `models.init_sd21` and `models.init_random`.
     """
+    from tudsr import models  # only here: torch and diffusers take seconds to import
+    from tudsr.backbones import blueprint
+    from tudsr.backbones.sd21 import HUB_ID
+    from tudsr.device import DTYPES
+
     blueprint(name)  # an unknown name is said first
     if random_weights:
         for option, given in (("--base", base), ("--vae", vae)):

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tudsr.apps.report import steps_bar
+from tudsr.checkpoint import check_folder
 from tudsr.errors import ConfigError
 from tudsr.train.config import TrainConfig
 from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, Estimate, estimate
@@ -25,6 +26,7 @@ def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
     Raises:
         TudsrError: before any work, when something in the settings or the data cannot be used.
     """
+    check_folder(config.out)
     main_process = os.environ.get("RANK", "0") == "0"  # set by accelerate's and torch's launchers
     with steps_bar(f"stage {config.stage}", enabled=main_process) as bar:
         task = bar.add_task("", total=config.steps, figures="")
@@ -46,6 +48,7 @@ def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> lis
         ConfigError: for an override other than scale, count and degradation, or a value that cannot be.
         ModelError, DataError: when the model or the photos cannot be used.
     """
+    check_folder(out)
     found = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]
     return [*_lines(found), str(out / DATA_NAME), *([str(out / PLOT_NAME)] if (out / PLOT_NAME).is_file() else [])]
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_size, write_comparison
 from tudsr.apps.report import Result, peak_gpu_mb, peak_rss_mb
+from tudsr.checkpoint import check_folder
 from tudsr.errors import InputError
 from tudsr.files import Later, upscale_file
 from tudsr.image_encode import check_size
@@ -108,6 +109,7 @@ def enlarge_job(
         header = read_header(job.source)
         plan = model.plan(header.height, header.width, request)
         check_size(run.compare, *comparison_size(plan.height, plan.width))
+        check_folder(run.compare.parent)
     done = upscale_file(
         model,
         job.source,

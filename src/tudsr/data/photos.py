@@ -1,6 +1,7 @@
 """Folders of photos: find, check, split, fingerprint and decode them."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def split_photos(
             f"{val_count} photos for validation were asked for, of {len(paths)}; one must be left to train on."
         )
     base = root or _common_folder(paths)
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}:{_name(path, base)}".encode()).digest())
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(f"{seed}:{_name(path, base)}")).digest())
     chosen = set(ranked[:val_count])
     return [path for path in paths if path not in chosen], [path for path in paths if path in chosen]
 
@@ -127,7 +128,7 @@ def manifest_hash(paths: Sequence[Path], root: Path | None = None) -> str:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{_name(path, base)}\t{path.stat().st_size}\t{content}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(sorted(lines)))).hexdigest()
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:

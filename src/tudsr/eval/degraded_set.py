@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 import torch
 
-from tudsr.checkpoint import sha256_file, write_text
+from tudsr.checkpoint import check_folder, sha256_file, write_text
 from tudsr.config import Settings, read_object
 from tudsr.data.degradation import PRESETS, degrade
 from tudsr.data.photos import find_photos
@@ -77,10 +77,11 @@ def _check(source: Path, out: Path, config: SetConfig) -> None:
         raise ConfigError(f"{config.preset!r} is not a degradation; known ones: {', '.join(sorted(PRESETS))}.")
     if config.scale < 1:
         raise InputError(f"--scale {config.scale}: a whole number from 1 up is expected.")
-    if config.seed < 0:
-        raise InputError(f"--seed {config.seed}: a whole number from 0 up is expected.")
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"--seed {config.seed}: a whole number from 0 up, below 2^63, is expected.")
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out}: the set would lie among the photos of {source}; name a folder elsewhere.")
+    check_folder(out)
 
 
 def _check_names(photos: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,13 @@ def _folders(name: str, net: Any) -> MetricFn:
     return measure
 
 
-def measure_set(fn: MetricFn, outputs: Mapping[str, Path], truths: Mapping[str, Tensor]) -> float:
+def measure_set(fn: MetricFn, outputs: Mapping[str, Path], truths: Mapping[str, Callable[[], Tensor]]) -> float:
     """Measure whole sets, of exactly the pictures that both have.
 
     Args:
         fn: of a metric whose reference is «set».
         outputs: picture → file of its output.
-        truths: picture → true picture of the output's size, (1, 3, H, W) in [-1, 1].
+        truths: picture → what reads the true picture of the output's size, (1, 3, H, W) in [-1, 1].
 
     Raises:
         InputError: when the metric cannot measure them.
@@ -126,5 +126,5 @@ def measure_set(fn: MetricFn, outputs: Mapping[str, Path], truths: Mapping[str, 
         ours.mkdir()
         for name, path in outputs.items():
             shutil.copyfile(path, ours / f"{name}{path.suffix}")
-            write_picture(theirs / f"{name}.png", Picture(pixels=truths[name]))
+            write_picture(theirs / f"{name}.png", Picture(pixels=truths[name]()))
         return float(fn(ours, theirs))

@@ -109,7 +109,7 @@ def _references(method: Method, loaded: Loaded, device: torch.device) -> dict[st
 def _measure(
     measures: Sequence[Measure], references: Mapping[str, Callable[[], Any]], sr: Tensor, say: Callable[[str], None]
 ) -> Figures:
-    """Return the figures of one output; None for a PSNR of equal pictures, which JSON cannot hold, or a refusal."""
+    """Return the figures of one output; None for a refusal, or for what JSON cannot hold, as equal pictures' PSNR."""
     figures: Figures = {}
     for measure in measures:
         name = measure.metric.name
@@ -120,6 +120,8 @@ def _measure(
             say(reason(error, f"{name} of it"))
         else:
             figures[name] = value if math.isfinite(value) else None
+            if not math.isfinite(value):
+                say(f"{name} of it is {value:g}, which no mean can hold")
     return figures
 
 
@@ -137,11 +139,20 @@ def measure_sets(
     found: dict[str, dict[str, dict[str, Any]]] = {method.name: {} for method in methods}
     if not whole:
         return found
-    truths = {pair.name: gt for pair in pairs if (gt := read_pair(pair, scale).gt) is not None}
+
+    def truth(pair: Pair) -> Tensor:
+        gt = read_pair(pair, scale).gt
+        assert gt is not None, "metrics of sets were refused without true pictures"
+        return gt
+
     for method in methods:
-        paths = {name: output.path for name, output in made[method.name].items() if _fits(output.path, truths[name])}
-        if method.scale != scale or not paths:
+        outputs = made[method.name]
+        ours = {
+            pair.name: pair for pair in pairs if pair.name in outputs and _fits(outputs[pair.name].path, pair, scale)
+        }
+        if method.scale != scale or not ours:
             continue
+        paths, truths = {name: outputs[name].path for name in ours}, {n: partial(truth, p) for n, p in ours.items()}
         for measure in whole:
             try:
                 value = measure_set(measure.fn, paths, truths)
@@ -152,9 +163,10 @@ def measure_sets(
     return found
 
 
-def _fits(path: Path, gt: Tensor) -> bool:
+def _fits(path: Path, pair: Pair, scale: float) -> bool:
+    loaded = read_pair(pair, scale)
     try:
-        read_output(path, *gt.shape[-2:])
+        read_output(path, loaded.height, loaded.width)
     except TudsrError:
         return False  # said when it was measured by itself
     return True

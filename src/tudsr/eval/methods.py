@@ -12,7 +12,7 @@ from torch import Tensor
 from tudsr.checkpoint import sha256_file, weight_hashes
 from tudsr.config import ModelConfig
 from tudsr.eval.metrics import ShiftedRun
-from tudsr.folder import CONFIG_NAME, find_model
+from tudsr.find import CONFIG_NAME, find_model
 from tudsr.image import Picture
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tudsr.data.photos import find_photos
+from tudsr.data.photos import PHOTO_SUFFIXES, find_photos
 from tudsr.errors import InputError
 from tudsr.image import read_picture
 from tudsr.resize import crop, output_size
@@ -98,6 +98,9 @@ def find_pairs(
 
 def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in PHOTO_SUFFIXES and path.is_symlink() and not path.exists():
+            skipped.append(Skipped(file=str(path), reason="a link to nothing"))
     for path in find_photos(folder):
         first = found.setdefault(path.stem, path)
         if first != path:

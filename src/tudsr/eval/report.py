@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from tudsr import __version__
+from tudsr.checkpoint import check_folder
 from tudsr.config import Settings
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
@@ -76,7 +77,9 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
     for licence in dict.fromkeys(metric.licence for metric in metrics if metric.licence):
         notes(licence)
     measures = [Measure(metric=metric, fn=metric.load(config.weights)) for metric in metrics]
-    load = lru_cache(maxsize=1)(lambda name: TUDSR.load(name, config.device, config.dtype))  # one in memory at a time
+    # One in memory at a time, unless a metric runs them all for each picture.
+    kept = len(config.model) if any(metric.reference == "model" for metric in metrics) else 1
+    load = lru_cache(maxsize=kept)(lambda name: TUDSR.load(name, config.device, config.dtype))
     methods = choose_methods(config, load)
     pairs, skipped = _pairs(config)
     for left_out in skipped:
@@ -134,6 +137,7 @@ def _check(config: EvalConfig) -> None:
     for folder in (config.lq, config.gt, *config.outputs.values()):
         if folder is not None and folder.resolve() in (config.out.resolve(), *config.out.resolve().parents):
             raise InputError(f"--out {config.out}: the report would lie among the pictures of {folder}.")
+    check_folder(config.out)
 
 
 def choose_metrics(config: EvalConfig, device: torch.device) -> list[Metric]:
@@ -149,9 +153,13 @@ def choose_metrics(config: EvalConfig, device: torch.device) -> list[Metric]:
     if not config.metrics:
         raise InputError("--metrics names none; names with commas between are expected, for example psnr,lpips.")
     metrics = [find_metric(name, device) for name in dict.fromkeys(config.metrics)]
-    missing = [metric.name for metric in metrics if metric.needs_gt and config.gt is None]
-    if missing:
-        raise InputError(f"--metrics {','.join(missing)}: these compare with true pictures; name their folder by --gt.")
+    lacking = (
+        ([metric.name for metric in metrics if metric.needs_gt], config.gt, "compare with true pictures", "--gt"),
+        ([metric.name for metric in metrics if metric.reference == "model"], config.model, "run a model", "--model"),
+    )
+    for names, given, what, option in lacking:
+        if names and not given:
+            raise InputError(f"--metrics {','.join(names)}: these {what}; name it by {option}.")
     return metrics
 
 

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from tudsr.config import ModelConfig, Settings, read_object
 from tudsr.data.dataset import Scales
 from tudsr.data.degradation import DegradationMix
-from tudsr.device import pick_device, pick_dtype
+from tudsr.device import pick_dtype
 from tudsr.errors import ConfigError
-from tudsr.folder import CONFIG_NAME, find_model
+from tudsr.find import CONFIG_NAME, find_model
 from tudsr.presets import training_preset
 from tudsr.train.discriminators import Discriminator
 from tudsr.train.losses import LEAST_PX
@@ -49,7 +49,7 @@ class TrainConfig(Settings):
     clip: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     crop_px: int = Field(default=512, gt=0)
     n: int = Field(default=1, gt=0)
@@ -96,7 +96,9 @@ class TrainConfig(Settings):
         """Settle «auto» here, so that the run's files say what it was, and it is not resumed with another."""
         if value != "auto":
             return value
-        return "bf16" if pick_dtype("auto", pick_device("auto")) is torch.bfloat16 else "no"
+        # Nothing may be put on a GPU here: which one is this process's is not settled yet.
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "bf16" if pick_dtype("auto", device) is torch.bfloat16 else "no"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -15,7 +15,8 @@ from tudsr.config import ModelConfig
 from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
 from tudsr.errors import TudsrError
-from tudsr.folder import CONFIG_NAME, find_model, load_model, save_model
+from tudsr.find import CONFIG_NAME, find_model
+from tudsr.folder import load_model, save_model
 from tudsr.machine import commit
 from tudsr.train.batches import Batches
 from tudsr.train.config import TrainConfig
@@ -89,7 +90,8 @@ class Trainer:
             self._restore(state)
         if self._is_main:
             self.log = RunLog(config.out, config.model_dump(mode="json"), self.step)
-            write_photos(config.out, self.photos, config.data)
+            if state is None:
+                write_photos(config.out, self.photos, config.data)
             for line in (self.photos.report.summary(), *self.notes):
                 notes(line)
 

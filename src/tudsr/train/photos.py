@@ -42,14 +42,11 @@ def select_photos(config: TrainConfig) -> RunPhotos:
 
 
 def write_photos(out: Path, photos: RunPhotos, root: Path) -> None:
-    """Write OUT/photos.json, once: which photos were set aside and which left out, by their names below `root`."""
-    path = out / PHOTOS_NAME
-    if path.exists():
-        return
+    """Write OUT/photos.json: which photos were set aside and which left out, by their names below `root`."""
     lists = {
         "validation": photos.validation,
         "unreadable": photos.report.broken,
         "too_small": photos.report.too_small,
     }
     names = {key: [path.relative_to(root).as_posix() for path in paths] for key, paths in lists.items()}
-    write_text(path, json.dumps({"training": len(photos.training)} | names, indent=2) + "\n")
+    write_text(out / PHOTOS_NAME, json.dumps({"training": len(photos.training)} | names, indent=2) + "\n")

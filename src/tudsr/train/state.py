@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tudsr.checkpoint import atomic_path
+from tudsr.checkpoint import atomic_path, sync
 from tudsr.data.photos import find_photos, manifest_hash
 from tudsr.errors import ConfigError
 from tudsr.train.config import TrainConfig
@@ -26,11 +26,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a training state atomically (tensors and plain values only)."""
     with atomic_path(path) as temporary:
         torch.save(dict(state), temporary)
+        sync(temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Load what `save_state` wrote; nothing but tensors and plain values is accepted from the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Load what `save_state` wrote; nothing but tensors and plain values is accepted from the file.
+
+    Raises:
+        ConfigError: when it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each part of the unpickler and of the archive has its own
+        raise ConfigError(f"{path}: not the state of a run, or damaged; begin anew in another folder.") from error
 
 
 def previous_state(out: Path, *, resume: bool) -> dict[str, Any] | None:

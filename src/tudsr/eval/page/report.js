@@ -52,8 +52,12 @@ function meanCell(method, metric, best) {
   return figureCell(mean, metric, best, (method.trained_on || []).includes(metric), detail.trim());
 }
 
-const bestMeans = (methods) => Object.fromEntries(
-  metrics.map((metric) => [metric, bestOf(methods.map((method) => meanOf(method, metric).mean), metric)]));
+/** The best mean of each metric; one over fewer pictures than another is of other pictures, and never the best. */
+const bestMeans = (methods) => Object.fromEntries(metrics.map((metric) => {
+  const means = methods.map((method) => meanOf(method, metric));
+  const most = Math.max(...means.map((mean) => mean.count || 0));
+  return [metric, bestOf(means.filter((mean) => (mean.count || 0) === most).map((mean) => mean.mean), metric)];
+}));
 
 const metricHead = (metric) => el("th", { scope: "col", className: "figure" }, `${metric} `, el("i", {}, arrow(metric)));
 

@@ -42,4 +42,7 @@ def build_discriminator(name: str, **options: Any) -> Discriminator:
     unknown = sorted(options.keys() - known.keys())
     if unknown:
         raise ConfigError(f"The discriminator {name!r} has no option {unknown[0]!r}; known ones: {', '.join(known)}.")
-    return DISCRIMINATORS[name](**options).train()
+    try:
+        return DISCRIMINATORS[name](**options).train()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"The discriminator {name!r} cannot be built of {options} ({error}).") from error

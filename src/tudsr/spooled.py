@@ -1,0 +1,183 @@
+"""One picture from disk to disk, row by row; killed, it goes on where it was."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from tudsr import __version__
+from tudsr.canvas import DiskStore, RowsFrom
+from tudsr.checkpoint import sha256_file, write_text
+from tudsr.cost import spooled_bytes
+from tudsr.errors import InputError
+from tudsr.image import Picture, pixels_of, values_of
+from tudsr.image_encode import file_format
+from tudsr.image_raw import RawFile
+from tudsr.image_spool import Header, check_spooled, encode_spooled, spool_input
+from tudsr.pipeline import TUDSR
+from tudsr.planner import Plan
+from tudsr.request import Request
+from tudsr.resize import Region, upsampled
+from tudsr.tiling import Progress
+
+Say = Callable[[str], None]
+
+WORK_SUFFIX = ".tudsr-work"
+_MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enlarged:
+    """What became of a picture file of `in_size` (width, height); the pictures where they were in memory."""
+
+    plan: Plan
+    in_size: tuple[int, int]
+    before: Picture | None = None
+    after: Picture | None = None
+
+
+def work_folder(target: Path) -> Path:
+    """Return where the work of a picture lies that is enlarged from disk: beside it, under a name of fixed length."""
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".{name}{WORK_SUFFIX}")
+
+
+def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str, Any]:
+    """Return what a picture's rows depend on, but for what is chosen to fit into memory."""
+    return {
+        "version": __version__,
+        "source": sha256_file(source),
+        "target": target.name,
+        "request": wish.model_dump(mode="json", exclude={"batch", "low_memory", "graphs", "on_host"}),
+        "model": hashlib.sha256(model.config.to_json().encode()).hexdigest(),  # settings, and hashes of the weights
+        "dtype": str(model.model.backbone.dtype),
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+class Spooled:
+    """One picture on its way from disk to disk."""
+
+    def __init__(
+        self, model: TUDSR, source: Path, target: Path, header: Header, wish: Request, request: Request
+    ) -> None:
+        check_spooled(target)
+        self._model, self._source, self._target, self._header = model, source, target, header
+        self._wish, self._request, self._folder = wish, request, work_folder(target)
+
+    def run(self, progress: Progress | None, say: Say) -> Enlarged:
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            with alone(self._folder.with_suffix(".lock"), self._target):
+                return self._run(progress, say)
+        except OSError as error:
+            raise InputError(f"{self._target}: cannot be made ({error.strerror or error}).") from error
+
+    def _run(self, progress: Progress | None, say: Say) -> Enlarged:
+        plan = self._model.plan(self._header.height, self._header.width, self._request)
+        key = run_key(self._model, self._source, self._target, self._wish)
+        store = DiskStore(self._folder, key, self._request.model_dump(include={"most_px", "batch"}))
+        self._check_disk(plan, say)
+        header = self._input()
+        values = RawFile(self._folder / "input.raw", header.shape, header.dtype)
+        size = header.height, header.width
+        plan = self._model.plan(*size, self._request)
+        made = replace(
+            header, height=plan.height, width=plan.width, bits=header.bits if file_format(self._target).wide else 8
+        )
+        rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
+        out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
+        store.write("output", out, numbers(store, out, values, rows))
+        encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
+        lost = encode_spooled(encoded, out, made)
+        encoded.replace(self._target)
+        store.close()
+        for note in (*header.notes, *lost):
+            say(f"{self._source}: {note}")
+        return Enlarged(plan=plan, in_size=(header.width, header.height))
+
+    def _input(self) -> Header:
+        """Decode the input, once: `header.json`, written last, says that and what was found."""
+        said = self._folder / "header.json"
+        if not said.is_file():
+            header = spool_input(self._source, self._header, self._folder / "input.raw")
+            kept = asdict(header)
+            for name in ("icc", "exif"):
+                (self._folder / name).write_bytes(kept.pop(name) or b"")
+            write_text(said, json.dumps(kept))
+            return header
+        found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
+        found |= {name: (self._folder / name).read_bytes() or None for name in ("icc", "exif")}
+        return Header(**found | {"notes": tuple(found["notes"])})
+
+    def _check_disk(self, plan: Plan, say: Say) -> None:
+        header = self._header
+        needed = spooled_bytes(header.height, header.width, plan, header.pixel_bytes, self._request.color)
+        if file_format(self._target).name == "JPEG":  # libvips makes it of a flat TIFF
+            needed += plan.height * plan.width * header.pixel_bytes
+        have = sum(file.stat().st_size for file in self._folder.glob("*"))
+        free = shutil.disk_usage(self._target.parent).free
+        if needed > have + free:
+            raise InputError(
+                f"{self._source}: {needed / _MB:.0f} MB of disk are needed beside {self._target}, and "
+                f"{(have + free) / _MB:.0f} MB are free."
+            )
+        more = ", going on with what an earlier run left" if (self._folder / "header.json").is_file() else ""
+        say(f"{self._source}: works on disk, in up to {needed / _MB:.0f} MB beside the output{more}.")
+
+
+def numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> Iterator[NDArray]:
+    """Yield the output's rows that are still to be made, (rows, W, C)."""
+    height, width, channels = out.shape
+    alpha = None
+    if channels in (2, 4):
+        alpha = upsampled(_alpha(values), (values.shape[0], values.shape[1]), (height, width))
+    y = store.done("output", out)
+    for pixels in store.rest("output", out, rows):
+        below = y + pixels.shape[-2]
+        yield values_of(pixels, None if alpha is None else alpha(y, below, 0, width), channels < 3, out.dtype)
+        y = below
+
+
+@contextlib.contextmanager
+def alone(lock: Path, target: Path) -> Iterator[None]:
+    """Refuse a second run at the same output, while the first one works."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none; two runs at one output are then the user's own affair
+        yield
+        return
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                raise OSError("a run that just ended took this file away, and another one made a new one")
+        except OSError as error:
+            raise InputError(f"{target}: another run is making it; wait for it or stop it.") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _pixels(values: RawFile) -> Region:
+    return lambda *box: pixels_of(values.read(*box))[0]
+
+
+def _alpha(values: RawFile) -> Region:
+    def part(y0: int, y1: int, x0: int, x1: int) -> torch.Tensor:
+        alpha = pixels_of(values.read(y0, y1, x0, x1))[1]
+        assert alpha is not None, "only pictures with alpha are asked for it"
+        return alpha
+
+    return part
