@@ -66,7 +66,16 @@ def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str
 
 
 class Spooled:
-    """One picture on its way from disk to disk."""
+    """One picture on its way from disk to disk.
+
+    Args:
+        model: loaded.
+        source: the picture.
+        target: the file to write, of one of `image_spool.SPOOLED_FORMATS`.
+        header: what `read_header` said of the source.
+        wish: what the user asks, which decides whether an earlier run's work is of use.
+        request: the same, fitted into the memory.
+    """
 
     def __init__(
         self, model: TUDSR, source: Path, target: Path, header: Header, wish: Request, request: Request
@@ -76,6 +85,11 @@ class Spooled:
         self._wish, self._request, self._folder = wish, request, work_folder(target)
 
     def run(self, progress: Progress | None, say: Say) -> Enlarged:
+        """Enlarge it, or go on with it; see `files.upscale_file`.
+
+        Raises:
+            InputError: when the disk has too little room or cannot be used, or another run is at it.
+        """
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             with alone(self._folder.with_suffix(".lock"), self._target):
