@@ -108,7 +108,7 @@ def _header(image: Image.Image) -> Header:
 
 
 def _decode_bytes(image: Image.Image, header: Header) -> int:
-    """Return what decoding takes; measured for each kind at 4096² (tests/test_files.py holds it to that)."""
+    """Return what decoding takes; measured for each kind at 4096² (tests/test_files.py holds it to that at 2048²)."""
     pixels = header.height * header.width
     values = pixels * header.pixel_bytes
     coefficients = 2 * pixels * len(image.getbands()) if "progressive" in image.info else 0  # libjpeg keeps them all
