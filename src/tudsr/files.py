@@ -7,7 +7,7 @@ from pathlib import Path
 from tudsr.canvas import plain, read_journal
 from tudsr.checkpoint import check_folder
 from tudsr.errors import InputError
-from tudsr.image import read_picture, write_picture
+from tudsr.image import Picture, read_picture, write_picture
 from tudsr.image_encode import check_size, file_format
 from tudsr.image_spool import SPOOLED_FORMATS, Header, read_header
 from tudsr.memory import Fit
@@ -18,6 +18,7 @@ from tudsr.spooled import Enlarged, Say, Spooled, run_key, work_folder
 from tudsr.tiling import Progress
 
 Later = Callable[[Callable[[], None]], None]
+Read = Callable[[Path], Picture]
 
 
 def upscale_file(
@@ -31,6 +32,7 @@ def upscale_file(
     progress: Progress | None = None,
     say: Say = lambda line: None,
     later: Later | None = None,
+    read: Read = read_picture,
 ) -> Enlarged:
     """Enlarge one picture file.
 
@@ -49,6 +51,7 @@ def upscale_file(
         say: called with a sentence for whatever the user should know.
         later: given what writes the file, which raises what this function does, where the picture is small beside the
             memory that is free; None: it is written before this function returns.
+        read: gives the picture where it is enlarged in memory: a caller may have read it already.
 
     Raises:
         InputError: for a picture that cannot be read, written or done within the memory or the disk's free space.
@@ -75,7 +78,7 @@ def upscale_file(
     def run(request: Request) -> Enlarged:
         if on_disk:
             return Spooled(model, source, target, header, wish, request).run(progress, say)
-        return _in_memory(model, source, target, request, progress, say, later if fit is None else None)
+        return _in_memory(model, read(source), source, target, request, progress, say, later if fit is None else None)
 
     return until_it_fits(run, fit.applied(wish) if fit else wish, model.config.windows, tell)
 
@@ -103,9 +106,15 @@ def _fit(
 
 
 def _in_memory(
-    model: TUDSR, source: Path, target: Path, request: Request, progress: Progress | None, say: Say, later: Later | None
+    model: TUDSR,
+    before: Picture,
+    source: Path,
+    target: Path,
+    request: Request,
+    progress: Progress | None,
+    say: Say,
+    later: Later | None,
 ) -> Enlarged:
-    before = read_picture(source)
     after = model.upscale_picture(before, request, progress)
 
     def write() -> None:

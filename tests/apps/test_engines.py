@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tudsr import files, machine
+from tudsr.apps import engine_local
 from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
@@ -99,6 +100,31 @@ def test_a_picture_is_written_while_the_next_one_is_made(slow_writing, tmp_path)
     assert overlapped == [True]
     assert events(tmp_path / "out")[:2] == [("began", "a.png"), ("began", "b.png")]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", JOURNAL}
+
+
+def test_the_next_picture_is_read_while_one_is_made(bicubic, photo, tmp_path, monkeypatch):
+    b_read, waited, enlarge = threading.Event(), [], bicubic.upscale_picture
+    for name in "abc":
+        photo(tmp_path / f"in/{name}.png")
+    (tmp_path / "in/c.png").write_bytes(b"no picture")
+
+    def read(path, own=engine_local.read_picture):
+        picture = own(path)
+        if path.name == "b.png":
+            b_read.set()
+        return picture
+
+    def enlarged(*arguments):
+        waited.append(b_read.wait(20))
+        return enlarge(*arguments)
+
+    monkeypatch.setattr(engine_local, "read_picture", read)
+    monkeypatch.setattr(bicubic, "upscale_picture", enlarged)
+    result = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert waited == [True, True]
+    assert result.exit_code == 1
+    assert result.stderr.count("c.png: ") == 1, "what could not be read ahead is said in its turn, once"
+    assert [name for event, name in events(tmp_path / "out") if event == "began"] == ["a.png", "b.png", "c.png"]
 
 
 def test_with_a_memory_budget_pictures_are_done_one_after_another(slow_writing):

@@ -13,7 +13,8 @@ from tudsr.apps.compare import comparison_size, write_comparison
 from tudsr.apps.report import Result, peak_gpu_mb, peak_rss_mb
 from tudsr.checkpoint import check_folder
 from tudsr.errors import InputError
-from tudsr.files import Later, upscale_file
+from tudsr.files import Later, Read, upscale_file
+from tudsr.image import read_picture
 from tudsr.image_encode import check_size
 from tudsr.image_spool import read_header
 from tudsr.pipeline import TUDSR
@@ -89,7 +90,13 @@ def memory_in_words(job: Job) -> Iterator[None]:
 
 
 def enlarge_job(
-    model: TUDSR, job: Job, request: Request, run: Run, reporter: Listener, later: Later | None = None
+    model: TUDSR,
+    job: Job,
+    request: Request,
+    run: Run,
+    reporter: Listener,
+    later: Later | None = None,
+    read: Read = read_picture,
 ) -> Result:
     """Enlarge one picture file.
 
@@ -100,6 +107,7 @@ def enlarge_job(
         run: the rest.
         reporter: hears of windows and of what could not be kept.
         later: see `upscale_file`; the result tells of the file as if it were there.
+        read: likewise.
 
     Raises:
         InputError: when it cannot be done.
@@ -120,6 +128,7 @@ def enlarge_job(
         progress=lambda done, total: reporter.windows(job, done, total),
         say=reporter.note,
         later=None if run.compare is not None else later,
+        read=read,
     )
     seconds = time.perf_counter() - begun
     if run.compare is not None:

@@ -13,6 +13,8 @@ from tudsr.apps.remote import Task, is_url, local_job
 from tudsr.apps.report import Reporter, Result
 from tudsr.apps.upscale import Run, enlarge_job, memory_in_words
 from tudsr.errors import InputError
+from tudsr.files import Read
+from tudsr.image import read_picture
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
 
@@ -143,6 +145,7 @@ class Attempt:
         request: what is asked of it.
         run: the rest.
         windows: called with (windows done, windows in all).
+        read: reads a picture file.
     """
 
     def __init__(
@@ -152,8 +155,9 @@ class Attempt:
         request: Request,
         run: Run,
         windows: Callable[[int, int], None] | None = None,
+        read: Read = read_picture,
     ) -> None:
-        self.task = task
+        self.task, self._read = task, read
         self._model, self._request, self._run = model, request, run
         self._listener = _Listener(windows)
         self._names: dict[str, str] = {}
@@ -167,7 +171,9 @@ class Attempt:
         with self._in_words(), local_job(self.task) as job:
             self._names = {str(job.source): self.task.source, str(job.target): self.task.target}
             with memory_in_words(job):
-                self._result = enlarge_job(self._model, job, self._request, self._run, self._listener, later)
+                self._result = enlarge_job(
+                    self._model, job, self._request, self._run, self._listener, later, self._read
+                )
         return self
 
     def finish(self) -> Outcome:
