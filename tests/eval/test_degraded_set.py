@@ -19,7 +19,7 @@ from tudsr.image import read_picture
 
 ROOT = Path(__file__).parents[2]
 PHOTOS, CONSTRAINTS = ROOT / "tests" / "photos", ROOT / "constraints.txt"
-KODAK = ROOT.parent / "shared" / "data" / "test" / "kodak"
+TEST_PHOTOS = ROOT.parent / "shared" / "data" / "test"
 # SHA-256 of the decoded pixels of lq/budgie.png and lq/lake.png, x4, seed 0
 PINNED = {
     "light": (
@@ -29,6 +29,10 @@ PINNED = {
     "heavy": (
         "4a34dce74572b38a4442ec0ec20600cfda017bc95afe55c66dfd7fc9969ab1eb",
         "7c1f423eda4cf292b447920696ad3b453febe0c8605d17102098efa4948edde6",
+    ),
+    "camera": (
+        "4b1ac08cb30dd9a3192641c63dde4e337fce7644e2f6cc7e699df7969a8faa51",
+        "a93ad1bdf2d4c4a0ec6a5dc683e209fae373c8b97bd73c14d7b91da4ad962946",
     ),
 }
 
@@ -45,6 +49,12 @@ PINNED_FILES = {
         "gt/lake.png": "1da0c6e236d3cd30f6b36e98c2ec3d5e902cc07b14cfe700b340755ec3c6853e",
         "lq/budgie.png": "fd378166a52b726361c8758d244b977f0f4babc84e949c1b4de93ec0cf6104a0",
         "lq/lake.png": "e65ba5fbeb6dd791d0587a03932310c9b35c87e91bcdff0f3f4ac6dfe56c71fc",
+    },
+    "camera": {
+        "gt/budgie.png": "98944bfa39d689a16f79ca0e173f15a111658921887944db72b3daadde22b8c7",
+        "gt/lake.png": "1da0c6e236d3cd30f6b36e98c2ec3d5e902cc07b14cfe700b340755ec3c6853e",
+        "lq/budgie.png": "f175f4d94375806231cfbf9fb67842259f7e0406c8e8eb80af2e37bbf2530218",
+        "lq/lake.png": "9003907db2737e06f25d3708d8b1ce66793c13ef5e8ab5f5e494beea6d851933",
     },
 }
 
@@ -103,13 +113,15 @@ def test_the_files_are_the_same_every_time(sharp, tmp_path, preset):
 
 
 @pytest.mark.slow
-def test_kodak_light_x4_is_the_same_every_time(tmp_path):
-    """The set that the README's figures are of; check one with `cd SET && sha256sum -c kodak-light-x4-seed0.sha256`."""
-    if not KODAK.is_dir():
-        pytest.skip(f"{KODAK} is not on this machine")
+@pytest.mark.parametrize(("name", "scale"), [("kodak", 4), ("clic", 8)])
+def test_the_sets_of_the_readme_are_the_same_every_time(tmp_path, name, scale):
+    """Check one with `cd SET && sha256sum -c kodak-light-x4-seed0.sha256`."""
+    photos = TEST_PHOTOS / name
+    if not photos.is_dir():
+        pytest.skip(f"{photos} is not on this machine")
     constrained()
-    record = make(KODAK, tmp_path / "set")
-    assert record["files"] == listed(Path(__file__).with_name("kodak-light-x4-seed0.sha256").read_text())
+    record = make(photos, tmp_path / "set", scale=scale)
+    assert record["files"] == listed(Path(__file__).with_name(f"{name}-light-x{scale}-seed0.sha256").read_text())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
