@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from tudsr import image_raster
 from tudsr.errors import InputError
-from tudsr.image import Picture, PictureInfo, check_output_path, picture_from, picture_like, read_picture, write_picture
-from tudsr.image_encode import check_size
+from tudsr.image import Picture, PictureInfo, picture_from, picture_like, read_picture, write_picture
+from tudsr.image_encode import check_size, file_format
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -596,7 +596,7 @@ def test_pixel_limit_comes_back_after_many_threads(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.png.exe"])
 def test_unknown_suffixes_are_refused_before_any_work(tmp_path, name):
     with pytest.raises(InputError, match=r"accepted are \.png, \.jpg, \.jpeg, \.webp, \.tif, \.tiff, \.bmp"):
-        check_output_path(name)
+        file_format(Path(name))
     with pytest.raises(InputError):
         write_picture(tmp_path / name, picture_from(noise(2, 2)))
     assert list(tmp_path.iterdir()) == []
@@ -604,8 +604,8 @@ def test_unknown_suffixes_are_refused_before_any_work(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", WRITABLE)
 def test_known_suffixes_pass(suffix):
-    check_output_path(Path(f"a{suffix}"))
-    check_output_path(f"a{suffix.upper()}")
+    file_format(Path(f"a{suffix}"))
+    file_format(Path(f"a{suffix.upper()}"))
 
 
 @pytest.mark.parametrize("quality", [0, 101])

@@ -114,15 +114,6 @@ def write_picture(path: Path | str, picture: Picture, quality: int = 95) -> tupl
     return encode_file(path, Raster(values=values, icc=picture.info.icc, exif=picture.info.exif), quality)
 
 
-def check_output_path(path: Path | str) -> None:
-    """Check before any work that `write_picture` knows a path's suffix.
-
-    Raises:
-        InputError: listing the suffixes that are accepted.
-    """
-    file_format(Path(path))
-
-
 def picture_from(obj: object) -> Picture:
     """Take over a picture in memory.
 
@@ -224,7 +215,7 @@ def _values(picture: Picture, dtype: DTypeLike) -> NDArray:
     return values
 
 
-def values_of(pixels: Tensor, alpha: Tensor | None, grey: bool, dtype: DTypeLike) -> NDArray:  # noqa: FBT001
+def values_of(pixels: Tensor, alpha: Tensor | None, grey: bool, dtype: DTypeLike) -> NDArray:
     """Turn rows of a picture into plain numbers.
 
     Args:

@@ -229,7 +229,7 @@ def encode_spooled(path: Path, raw: RawFile, header: Header, quality: int = 95) 
     return tuple(notes)
 
 
-def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None = 6, flat: bool = False) -> None:  # noqa: FBT001, FBT002
+def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None = 6, flat: bool = False) -> None:
     import tifffile  # only here: it is slow to import and seldom needed
 
     height, width, channels = rows.shape

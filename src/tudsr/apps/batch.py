@@ -1,14 +1,16 @@
 """Which picture becomes which file: inputs and outputs of one command, settled before any work. No torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from tudsr.errors import InputError
 from tudsr.image_encode import FILE_FORMATS, file_format
 
 READ_ONLY_SUFFIXES = frozenset({".gif"})
 PICTURE_SUFFIXES = frozenset(FILE_FORMATS) | READ_ONLY_SUFFIXES
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,10 @@ def plan_jobs(inputs: Sequence[Path], output: str) -> list[Job]:
         folder = _output_folder(Path(output))
         jobs = [Job(source=s, target=folder / t) for path in inputs for s, t in _expand(path, folder)]
     jobs = list({(job.source.resolve(), job.target): job for job in jobs}.values())
-    _check(jobs)
+    check_apart([(str(job.source), str(job.target)) for job in jobs], lambda place: str(Path(place).resolve()))
+    for job in jobs:
+        if job.target.is_dir():
+            raise InputError(f"{job.target}: a folder of this name is in the way of an output file.")
     return jobs
 
 
@@ -57,14 +62,14 @@ def _is_folder(output: str) -> bool:
 
 def _output_folder(folder: Path) -> Path:
     if folder.is_file() or (not folder.is_dir() and folder.suffix.lower() in PICTURE_SUFFIXES):
-        raise InputError(f"{folder}: several pictures need a folder to go to, and this names a file.")
+        raise a_folder_is_needed(str(folder))
     return folder
 
 
 def _expand(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     """Yield (file, its name relative to the output folder) for a file or all pictures below a folder."""
     if path.is_file():
-        yield path, _writable(Path(path.name))
+        yield path, writable(Path(path.name))
         return
     inside = output.resolve() if output.resolve() != path.resolve() else None
     names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES]
@@ -76,24 +81,42 @@ def _expand(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
         and (inside is None or inside not in (path / name).resolve().parents)
     ]
     if not found:
-        known = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise InputError(f"{path}: the folder holds no picture; accepted are {known}.")
-    yield from ((path / name, _writable(name)) for name in found)
+        raise no_picture(str(path))
+    yield from ((path / name, writable(name)) for name in found)
 
 
-def _writable(name: Path) -> Path:
+def a_folder_is_needed(output: str) -> InputError:
+    """Return the refusal of a file's name as the output of several pictures."""
+    return InputError(f"{output}: several pictures need a folder to go to, and this names a file.")
+
+
+def no_picture(folder: str) -> InputError:
+    """Return the refusal of a folder without pictures."""
+    known = ", ".join(sorted(PICTURE_SUFFIXES))
+    return InputError(f"{folder}: the folder holds no picture; accepted are {known}.")
+
+
+def writable(name: AnyPath) -> AnyPath:
+    """Return a file's name as its output has it: what can be read but not written becomes PNG."""
     return name if name.suffix.lower() in FILE_FORMATS else name.with_suffix(".png")
 
 
-def _check(jobs: Sequence[Job]) -> None:
-    sources = {job.source.resolve() for job in jobs}
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target in sources:
-            raise InputError(f"{job.target}: this output is an input too; give another folder or name.")
-        if target in taken:
-            raise InputError(f"{taken[target]} and {job.source} would both become {job.target}; enlarge them apart.")
-        if target.is_dir():
-            raise InputError(f"{job.target}: a folder of this name is in the way of an output file.")
-        taken[target] = job.source
+def check_apart(pairs: Sequence[tuple[str, str]], full: Callable[[str], str]) -> None:
+    """Check that no output is an input, nor that of two inputs.
+
+    Args:
+        pairs: inputs and their outputs, as the user would write them.
+        full: returns the one name of a place.
+
+    Raises:
+        InputError: naming the first that is.
+    """
+    sources = {full(source) for source, _ in pairs}
+    taken: dict[str, str] = {}
+    for source, target in pairs:
+        place = full(target)
+        if place in sources:
+            raise InputError(f"{target}: this output is an input too; give another folder or name.")
+        if place in taken:
+            raise InputError(f"{taken[place]} and {source} would both become {target}; enlarge them apart.")
+        taken[place] = source

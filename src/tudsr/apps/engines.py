@@ -11,7 +11,7 @@ from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
 from tudsr.errors import InputError
-from tudsr.image import check_output_path
+from tudsr.image_encode import file_format
 from tudsr.request import Request
 from tudsr.spooled import work_folder
 
@@ -72,7 +72,7 @@ def _check(run: Run, tasks: list[Task]) -> None:
 
 
 def _check_compare(run: Run, compare: Path, tasks: list[Task]) -> None:
-    check_output_path(compare)
+    file_format(compare)
     if run.engine != "local":
         raise InputError(f"--compare {compare}: only --engine local makes it.")
     if len(tasks) > 1:

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tudsr.apps.batch import PICTURE_SUFFIXES, Job, plan_jobs
+from tudsr.apps.batch import (
+    PICTURE_SUFFIXES,
+    Job,
+    a_folder_is_needed,
+    check_apart,
+    no_picture,
+    plan_jobs,
+    writable,
+)
 from tudsr.errors import InputError, TudsrError
-from tudsr.image_encode import FILE_FORMATS, file_format
+from tudsr.image_encode import file_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +148,11 @@ def _plan_urls(inputs: Sequence[str], output: str) -> list[Task]:
         tasks = [Task(source=source, target=output, size_bytes=size)]
     else:
         if PurePosixPath(output).suffix.lower() in PICTURE_SUFFIXES and not _is_folder(output):
-            raise InputError(f"{output}: several pictures need a folder to go to, and this names a file.")
-        tasks = [Task(source=s, target=joined(output, _writable(name)), size_bytes=size) for s, name, size in found]
+            raise a_folder_is_needed(output)
+        names = ((source, str(writable(PurePosixPath(name))), size) for source, name, size in found)
+        tasks = [Task(source=source, target=joined(output, name), size_bytes=size) for source, name, size in names]
     tasks = list({_full(task.source): task for task in tasks}.values())
-    sources, taken = {_full(task.source) for task in tasks}, dict[str, str]()
-    for task in tasks:
-        full = _full(task.target)
-        if full in sources:
-            raise InputError(f"{task.target}: this output is an input too; give another folder or name.")
-        if full in taken:
-            raise InputError(f"{taken[full]} and {task.source} would both become {task.target}; enlarge them apart.")
-        taken[full] = task.source
+    check_apart([(task.source, task.target) for task in tasks], _full)
     return tasks
 
 
@@ -185,10 +187,5 @@ def _expand(place: str, output: str) -> Iterator[tuple[str, str, int]]:
         and not (skipped and (root + name).startswith(skipped))
     ]
     if not found:
-        raise InputError(f"{place}: the folder holds no picture; accepted are {', '.join(sorted(PICTURE_SUFFIXES))}.")
+        raise no_picture(place)
     yield from ((joined(place, name), name, max(1, sizes[name] or 1)) for name in found)
-
-
-def _writable(name: str) -> str:
-    path = PurePosixPath(name)
-    return name if path.suffix.lower() in FILE_FORMATS else str(path.with_suffix(".png"))

@@ -48,11 +48,6 @@ class Metric:
     licence: str = ""
 
     @property
-    def higher_is_better(self) -> bool:
-        """True when a larger value is a better picture."""
-        return self.direction == "higher"
-
-    @property
     def needs_gt(self) -> bool:
         """True when the metric compares with the true picture, or a set of outputs with the set of true pictures."""
         return self.reference in ("gt", "set")

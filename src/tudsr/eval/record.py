@@ -14,7 +14,7 @@ from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric
 from tudsr.eval.page import write_page
 from tudsr.eval.pairs import Pair
-from tudsr.image import read_picture
+from tudsr.image_spool import read_header
 from tudsr.resize import output_size
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
@@ -65,8 +65,8 @@ def picture_record(
 
 
 def _file_record(path: Path) -> dict[str, Any]:
-    picture = read_picture(path)
-    return {"path": str(path), "sha256": sha256_file(path), "size": [picture.width, picture.height]}
+    header = read_header(path)
+    return {"path": str(path), "sha256": sha256_file(path), "size": [header.width, header.height]}
 
 
 def method_record(
