@@ -33,7 +33,7 @@ def run_local(work: Work) -> None:
             apart = run.memory is not None or work.lost_before(task)
             if apart:
                 writer.wait()
-            elif following is not None:
+            elif following is not None and not work.lost_before(following):
                 reader.begin(following)
             enlarge_here(work, model, task, None if apart else writer, reader)
 
