@@ -48,7 +48,9 @@ def measure(model: TUDSR, inputs: list[Picture], scale: float, tile_px: int, ove
         cost = torch.cat([dists(a[None], b[None]) for a, b in zip(plain, whole, strict=True)]).mean().item()
     return {
         "tile_px": tile_px, "overlap_px": overlap_px, "windows": len(grids[0].windows),
-        "gradient_ratio": round(report.gradient_ratio, 4), "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),  # no place is far enough
+        "gradient_ratio": round(report.gradient_ratio, 4),
+        # none where no place is far enough from borders
+        "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),
         "mean_abs_difference_8bit": round((plain - shifted).abs().mean().item() * 127.5, 4),
         "dists_to_own_windows": round(cost, 5),
     }  # fmt: skip
