@@ -35,10 +35,11 @@ class Settings(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(sorted(cls.model_fields))
                 raise ConfigError(f"{where}: {field!r} is not a setting; known ones: {known}.") from error
+            said = first["msg"].removeprefix("Value error, ")
             if not first["loc"]:  # several settings that do not go together; the message names them
-                raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
+                raise ConfigError(f"{where}: {said}.") from error
             came = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-            raise ConfigError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}{came}.") from error
+            raise ConfigError(f"{where}: {field}: {said}{came}.") from error
 
     @classmethod
     def read(cls: type[T], path: Path) -> T:

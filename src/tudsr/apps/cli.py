@@ -158,9 +158,11 @@ def train(
     from tudsr.train.config import TrainConfig
 
     wishes = [*(overrides or []), *(more or [])]
-    if estimate_t and (config is not None or resume):
-        raise ConfigError("--estimate-t takes --set scale, count and degradation; --config and --resume are for a run.")
     if estimate_t:
+        if config is not None or resume:
+            raise ConfigError(
+                "--estimate-t takes --set scale, count and degradation; --config and --resume are for a run."
+            )
         typer.echo("\n".join(run_estimate(model, data, out, wishes)))
         return
     settings = TrainConfig.assemble(stage=stage, model=model, data=data, out=out, file=config, overrides=wishes)

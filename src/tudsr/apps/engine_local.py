@@ -9,6 +9,7 @@ import torch
 import tudsr
 from tudsr.apps.remote import Task, is_url
 from tudsr.apps.work import Attempt, Outcome, Work, probe
+from tudsr.files import Read
 from tudsr.image import Picture, read_picture
 from tudsr.image_spool import read_header
 from tudsr.pipeline import TUDSR
@@ -35,13 +36,13 @@ def run_local(work: Work) -> None:
                 writer.wait()
             elif following is not None and not work.lost_before(following):
                 reader.begin(following)
-            enlarge_here(work, model, task, None if apart else writer, reader)
+            enlarge_here(work, model, task, None if apart else writer, reader.read)
 
 
 def enlarge_here(
-    work: Work, model: TUDSR, task: Task, writer: "_Writer | None" = None, reader: "_Reader | None" = None
+    work: Work, model: TUDSR, task: Task, writer: "_Writer | None" = None, read: Read = read_picture
 ) -> None:
-    """Enlarge one picture in this process; a writer, if any, writes it later, and a reader may have read it already."""
+    """Enlarge one picture in this process; a writer, if any, writes it later; `read` may have read it already."""
     work.begin(task)
 
     def windows(done: int, total: int) -> None:
@@ -49,7 +50,6 @@ def enlarge_here(
         if writer is not None:
             writer.look()
 
-    read = read_picture if reader is None else reader.read
     attempt = Attempt(model, task, work.request, work.run, windows, read).enlarge(write=writer is None)
     if writer is None:
         work.settle(task, attempt.finish())

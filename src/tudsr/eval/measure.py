@@ -17,6 +17,7 @@ from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric, MetricFn
 from tudsr.eval.outputs import FAILURES, Output, Skip, reason
 from tudsr.eval.pairs import Loaded, Pair, read_output, read_pair
+from tudsr.image_spool import read_header
 from tudsr.resize import output_size
 
 Figures = dict[str, float | None]  # metric -> value
@@ -119,8 +120,9 @@ def _measure(
         except FAILURES as error:
             say(reason(error, f"{name} of it"))
         else:
-            figures[name] = value if math.isfinite(value) else None
-            if not math.isfinite(value):
+            finite = math.isfinite(value)
+            figures[name] = value if finite else None
+            if not finite:
                 say(f"{name} of it is {value:g}, which no mean can hold")
     return figures
 
@@ -146,11 +148,13 @@ def measure_sets(
         return gt
 
     for method in methods:
+        if method.scale != scale:
+            continue
         outputs = made[method.name]
         ours = {
             pair.name: pair for pair in pairs if pair.name in outputs and _fits(outputs[pair.name].path, pair, scale)
         }
-        if method.scale != scale or not ours:
+        if not ours:
             continue
         paths, truths = {name: outputs[name].path for name in ours}, {n: partial(truth, p) for n, p in ours.items()}
         for measure in whole:
@@ -164,9 +168,9 @@ def measure_sets(
 
 
 def _fits(path: Path, pair: Pair, scale: float) -> bool:
-    loaded = read_pair(pair, scale)
+    header = read_header(pair.lq)
     try:
-        read_output(path, loaded.height, loaded.width)
+        read_output(path, *output_size(header.height, header.width, scale))
     except TudsrError:
         return False  # said when it was measured by itself
     return True
