@@ -90,8 +90,12 @@ def loop(steps: int = 600) -> Ablation:
         steps=steps,
         question="Does the exact loop (B) leave weaker seams than the paper's loop (A), and at what price in quality?",
         arms=[
-            Arm(name=name, phase=_second(f"loop_{name}", second, stage_1, loop=name, loss_crops=4), ways=ways)
-            for name in ("paper", "exact")
+            Arm(
+                name=name,
+                phase=_second(f"loop_{name}", second, stage_1, loop=name, loss_crop_px=crop_px, loss_crops=4),
+                ways=ways,
+            )
+            for name, crop_px in (("paper", None), ("exact", 128))
         ],
         note="The deep losses and D see four crops of 128² of each picture in both: in A its four chunks, in B random "
         "ones across the chunks' borders. Sets named «tiles» are run with windows of at most the model's R, the side "

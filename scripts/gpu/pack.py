@@ -63,7 +63,7 @@ def squares(photos: Path, folder: Path, side: int, quality: int) -> Iterator[tup
     for path in find_photos(photos):
         with Image.open(path) as picture:
             whole = min(side, *picture.size)
-        crop = ValidationSet([path], crop_px=whole, scale=1, degradation="light", seed=0, crop="detail")
+        crop = ValidationSet([path], crop_px=whole, scale=1, degradation="light", seed=0)
         values = crop[0]["gt"].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(values).save(folder / "square.webp", quality=quality)
         # the photo's own name: a run sets aside the same ones for validation

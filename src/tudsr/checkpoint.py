@@ -30,12 +30,6 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: a folder to write to is expected, and {there} may not be written to.")
 
 
-def sync(path: Path) -> None:
-    """Have a file's contents reach the disk: a rename that outlives a power cut must not outlive them."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed."""
@@ -43,6 +37,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")  # not the stem: a long name must stay writable
     try:
         yield temporary
+        with temporary.open("rb+") as file:  # a rename that outlives a power cut must not outlive the contents
+            os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,7 +70,6 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically; of a file's name that is no text, the escape that JSON has for it."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        sync(temporary)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -91,7 +86,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
     header = {_METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, header)
-        sync(temporary)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,7 @@ def sd21_stage_2() -> dict[str, Any]:
     """The paper's stage 2 at N·R = 1024, with the exact loop. Source: METHOD, «Training» and «The looped chunks»."""
     return {
         "steps": 3500,
+        "accumulate": 1,  # one step per image: its n² chunks are what accumulates
         "crop_px": 1024,
         "n": 2,
         "loop": "exact",

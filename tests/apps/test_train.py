@@ -31,7 +31,8 @@ def calls(monkeypatch):
 
     def estimate(*arguments, **options):
         seen.append((arguments, options))
-        return Estimate(t=123, snr_db=10.0, spread_db=1.0, curve_db=torch.zeros(3), count=4)
+        plotted = options["degradation"] == "heavy"
+        return Estimate(t=123, snr_db=10.0, spread_db=1.0, curve_db=torch.zeros(3), count=4), plotted
 
     monkeypatch.setattr(app, "train", train)
     monkeypatch.setattr(app, "estimate", estimate)
@@ -49,7 +50,8 @@ def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls
     file = tmp_path / "c.json"
     file.write_text('{"steps": 7, "lr": 0.5, "batch": 3}')
     out = tmp_path / "run"
-    options = ["--stage", 2, "--model", model, "--data", tmp_path, "--out", out, "--config", file, "--resume"]
+    places = ["--model", model, "--data", tmp_path / "photos", "--out", out]
+    options = ["--stage", 2, *places, "--config", file, "--resume"]
     assert run(monkeypatch, *options, "--set", "lr=0.25", "batch=5", "--set", "losses.mae=2") == 0
     ((config, resume),) = calls
     assert (config.stage, config.model, config.out, resume) == (2, model, out, True)
@@ -64,7 +66,7 @@ def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls
     "wish", ["nonsense=1", "steps", "steps=-1", "stage=3x", "model=sd21", "data=x", "out=x", "stage=2"]
 )
 def test_a_wrong_setting_stops_before_any_work(wish, model, calls, monkeypatch, tmp_path):
-    options = ["--stage", 1, "--model", model, "--data", tmp_path, "--out", tmp_path / "run", "--set", wish]
+    options = ["--stage", 1, "--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "run", "--set", wish]
     if wish == "stage=3x":
         options[1] = "3"
     assert run(monkeypatch, *options) == 2
@@ -78,4 +80,17 @@ def test_estimate_t_passes_its_settings_on(model, calls, monkeypatch, tmp_path, 
     ((arguments, options),) = calls
     assert arguments == (str(model), Path(tmp_path), tmp_path / "t")
     assert options == {"scale": 8.0, "count": 5, "degradation": "heavy"}
-    assert capsys.readouterr().out.startswith("t = 123: the LQ latents' SNR is 10.00 ± 1.00 dB over 4 pictures\n")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "t = 123: the LQ latents' SNR is 10.00 ± 1.00 dB over 4 pictures"
+    assert said[1:] == [str(tmp_path / "t" / f"estimate_t.{suffix}") for suffix in ("json", "png")]
+
+
+def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, calls, monkeypatch, tmp_path, capsys):
+    (tmp_path / "estimate_t.png").touch()
+    options = ["--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path, "--set", "degradation=light"]
+    assert run(monkeypatch, *options) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [
+        str(tmp_path / "estimate_t.json"),
+        "No estimate_t.png was drawn: matplotlib is missing, which the extra [train] brings.",
+    ]

@@ -105,6 +105,8 @@ def test_presets_train_at_the_models_own_resolution(name, stage):
     assert preset["crop_px"] // preset.get("n", 1) == r_px
     if preset.get("loop") == "exact":
         assert preset["loss_crop_px"] <= r_px  # else D and the deep losses hold the graph of N²·R² px
+    if stage == 2:
+        assert preset["accumulate"] == 1  # METHOD, «Training»: one optimizer step per image, all its chunks
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))

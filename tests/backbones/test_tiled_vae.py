@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from torch.overrides import TorchFunctionMode
 
 from tudsr.backbones.activations import reuse_maps
 from tudsr.backbones.strips import RowMap, pooled
@@ -58,6 +59,24 @@ def test_it_is_the_untiled_one(kind, elements):
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() <= 1e-5 * max(1, other.abs().max())
+
+
+class NoFloat64(TorchFunctionMode):
+    """As on MPS, which has no float64: only what was brought to the CPU may become that."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double:
+            assert getattr(args[0], "brought", False)
+        found = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            found.brought = True
+        return found
+
+
+def test_statistics_become_float64_on_the_cpu():
+    vae, x = small(), picture()
+    with NoFloat64(), torch.no_grad():
+        TiledVAE(vae, 999).encode(x)
 
 
 NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}

@@ -52,6 +52,23 @@ def test_other_ratios_reduce_one_partner(root: Path, ratio: float) -> None:
         assert (small - sample["lq"])[:, inner, inner].abs().max() < 12 / 127.5
 
 
+def test_a_partner_that_lies_on_its_side_is_taken_as_it_is_seen(root: Path) -> None:
+    """Sizes and crops are those of the upright picture, as EXIF says."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    for path in (root / "lq").iterdir():
+        Image.fromarray(np.rot90(np.asarray(Image.open(path))).copy()).save(path, exif=exif)
+    for sample in _dataset(root):
+        assert torch.equal(sample["gt"], sample["lq"].repeat_interleave(RATIO, 1).repeat_interleave(RATIO, 2))
+
+
+def test_damaged_exif_is_a_broken_picture_not_a_crash(root: Path) -> None:
+    pixels = Image.open(root / "lq" / "0.png").copy()
+    pixels.save(root / "lq" / "0.png", exif=b"Exif\0\0MM\0\x2a\0")
+    with pytest.warns(UserWarning, match=r"0\.png: cannot be decoded"):
+        assert {sample["photo"] for sample in _dataset(root)} == {1}
+
+
 def test_samples_follow_from_seed_and_index(root: Path) -> None:
     """Whatever was asked for before."""
     one, other = _dataset(root), _dataset(root)
@@ -70,7 +87,7 @@ def test_a_broken_partner_is_skipped_and_counted(root: Path) -> None:
 
 
 def test_what_does_not_fit_is_said(root: Path) -> None:
-    """A missing partner, a size that is no multiple, a picture too small for the crop."""
+    """A missing partner, a size that is no multiple, a picture too small for the crop, no picture."""
     (root / "gt" / "2.png").write_bytes((root / "gt" / "1.png").read_bytes())
     with pytest.raises(DataError, match="'2' is in one of gt and lq only"):
         _dataset(root)
@@ -81,3 +98,6 @@ def test_what_does_not_fit_is_said(root: Path) -> None:
     (root / "lq" / "2.png").unlink()
     with pytest.raises(DataError, match="60x40; this run's crops and ratios need 64 px"):
         PairDataset(root, crop_px=256, seed=0, length=1, scales=Scales(fixed={4.0: 1.0}))
+    (root / "lq" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1\.png: not a picture that can be read"):
+        _dataset(root)

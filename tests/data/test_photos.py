@@ -87,7 +87,7 @@ def test_split_is_stable_when_photos_are_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize("val_count", [-1, 3, 4])
 def test_split_leaves_a_photo_to_train_on(tmp_path: Path, val_count: int) -> None:
     with pytest.raises(DataError):
-        split_photos([tmp_path / f"{i}.png" for i in range(3)], val_count, seed=0)
+        split_photos([tmp_path / f"{i}.png" for i in range(3)], val_count, seed=0, root=tmp_path)
 
 
 def test_manifest_hash_sees_names_and_contents_but_not_order_or_place(tmp_path: Path) -> None:
@@ -98,13 +98,23 @@ def test_manifest_hash_sees_names_and_contents_but_not_order_or_place(tmp_path: 
     root, paths = make("one", ("a.png", "b/c.png"), 0)
     original = manifest_hash(paths, root)
     assert original == manifest_hash(paths[::-1], root)
-    assert original == manifest_hash(paths)
     root, paths = make("two", ("a.png", "b/c.png"), 0)
     assert original == manifest_hash(paths, root)
     root, paths = make("three", ("a.png", "b/d.png"), 0)
     assert original != manifest_hash(paths, root)
     root, paths = make("four", ("a.png", "b/c.png"), 5)
     assert original != manifest_hash(paths, root)
+
+
+def test_manifest_hash_without_contents_sees_names_and_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    original = manifest_hash([path], tmp_path, contents=False)
+    path.write_bytes(b"two")
+    assert original == manifest_hash([path], tmp_path, contents=False)
+    assert original != manifest_hash([path], tmp_path.parent, contents=False)
+    path.write_bytes(b"three")
+    assert original != manifest_hash([path], tmp_path, contents=False)
 
 
 def test_decode_turns_upright_and_drops_alpha(tmp_path: Path) -> None:
@@ -124,6 +134,15 @@ def test_decode_turns_upright_and_drops_alpha(tmp_path: Path) -> None:
 def test_truncated_files_raise(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(PhotoDecodeError):
         decode_photo(_truncate(_save(tmp_path / f"half.{suffix}", (120, 90))))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("exif", [b"II\x2b\0\x08\0\0\0", b"MM\0\x2a\0"], ids=["BigTIFF", "short"])
+def test_damaged_exif_is_a_broken_photo(tmp_path: Path, suffix: str, exif: bytes) -> None:
+    path = tmp_path / f"damaged.{suffix}"
+    Image.new("RGB", (40, 40)).save(path, exif=b"Exif\0\0" + exif)
+    with pytest.raises(PhotoDecodeError, match="cannot be decoded"):
+        decode_photo(path)
 
 
 def test_store_keeps_within_its_memory(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ Their values stand in test_reference.py (the papers' formulas) and in eval/test_
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 from transformers import (
+    BertConfig,
     ConvNextConfig,
     ConvNextModel,
     Dinov2Config,
@@ -144,6 +146,22 @@ def test_feature_dists_loads_what_transformers_saved(tmp_path):
     x, y = picture(), picture(seed=1)
     loaded = FeatureDists.load(tmp_path, layers=(1, 3))
     torch.testing.assert_close(loaded(x, y), FeatureDists(backbone, layers=(1, 3))(x, y))
+
+
+def test_feature_dists_takes_whole_files_of_known_types_only(tmp_path):
+    refused = "cannot be loaded as a feature backbone"
+    dinov2().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({key: value for key, value in tensors.items() if key != "layernorm.weight"}, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match=f"{refused}: its file lacks 1 tensors; name a folder or hub id"):
+        FeatureDists.load(tmp_path)
+    file.write_bytes(b"broken")
+    with pytest.raises(WeightsError, match=refused):
+        FeatureDists.load(tmp_path)
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=f"{refused}: it is of type 'bert', 'dinov2' or "):
+        FeatureDists.load(tmp_path)
 
 
 def test_feature_dists_says_what_is_wrong(tmp_path):

@@ -32,7 +32,7 @@ CLAIMED = {
         # the stage itself, with what only a second stage has: n and the start of its adapter; what it learns
         {"stage", "scales", "n", "init_adapter", "val_scale"},
     ],
-    ("loop", ""): [set(), {"loop"}],
+    ("loop", ""): [set(), {"loop", "loss_crop_px"}],  # in the paper's loop, losses see the chunks
     ("discriminator", ""): [{"d_in_g_step"}],
     ("losses", ""): [{"losses"}],
     ("degradation", ""): [{"degradation"}],

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tudsr.errors import ConfigError
+from tudsr.presets import sd21_stage_1
+from tudsr.train.config import TrainConfig
 from tudsr.train.losses import LEAST_PX, LOSSES
 from tudsr.train.objective import PIXEL_LOSSES
 
@@ -24,6 +26,7 @@ from tudsr.train.objective import PIXEL_LOSSES
             "gradient_checkpointing goes with stages 1 and 2",
         ),
         ({"crop_px": 64, "loss_crop_px": 65}, "loss_crop_px may be at most crop_px"),
+        ({"crop_px": 128, "loss_crop_px": 64}, "loss_crop_px goes with loop=exact only"),
         ({"degrade_on": "gpu"}, "degrade_on"),
     ],
 )
@@ -44,6 +47,31 @@ def test_sizes_that_do_not_fit_are_refused(make_config, changes, words):
 )
 def test_sizes_that_just_fit_are_taken(make_config, changes):
     make_config(**changes)
+
+
+def test_a_run_inside_its_photos_is_refused(make_config, photos):
+    for out in (photos, photos / "run", photos.parent / "a" / ".." / photos.name / "run"):
+        with pytest.raises(ConfigError, match="out lies inside data"):
+            make_config(out=out)
+    make_config(out=photos.with_name(f"{photos.name}-run"))
+
+
+def test_an_override_inside_a_mapping_leaves_what_stands_beside_it(model_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("tudsr.train.config.training_preset", lambda backbone, stage: sd21_stage_1())
+
+    def assemble(*overrides):
+        return TrainConfig.assemble(
+            stage=1, model=model_folder, data=photos, out=tmp_path / "run", file=None, overrides=list(overrides)
+        )
+
+    config = assemble("losses.mae=1", "degradation.weights.heavy=0.3", "scales.fixed.4=0.25")
+    assert config.losses == {"ea_dists": 5.0, "mae": 1.0}
+    assert config.degradation.weights == {"light": 0.8, "heavy": 0.3}
+    assert (config.scales.fixed, config.scales.uniform) == ({4.0: 0.25}, (1.0, 4.0))  # the preset's
+    plain = assemble()
+    assert (plain.losses["mae"], plain.degradation.weights["heavy"]) == (0.5, 0.2)
+    with pytest.raises(ConfigError, match="'nonsense' is not a setting"):
+        assemble("nonsense.mae=1")
 
 
 def test_the_least_sides_are_of_known_losses():

@@ -1,9 +1,11 @@
 """The mid-timestep on data whose signal-to-noise ratio is known."""
 
 import json
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from tudsr.errors import ConfigError, DataError
 from tudsr.train.estimate_t import estimate, match_snr
@@ -59,14 +61,31 @@ def test_no_pictures_are_a_data_error(make_model):
 
 
 def test_files_are_written(model_folder, photos, tmp_path):
-    found = estimate(model_folder, photos, tmp_path / "out", scale=4.0, count=3)
+    found, _ = estimate(model_folder, photos, tmp_path / "out", scale=4.0, count=3)
     values = json.loads((tmp_path / "out" / "estimate_t.json").read_text())
     assert (values["t"], values["pictures"], values["scale"]) == (found.t, 3, 4.0) == (found.t, found.count, 4.0)
     assert 0 < found.t < 999
-    harder = estimate(model_folder, photos, tmp_path / "out", scale=8.0, count=3)
+    harder, plotted = estimate(model_folder, photos, tmp_path / "out", scale=8.0, count=3)
     assert harder.t > found.t
     pytest.importorskip("matplotlib")
+    assert plotted
     assert (tmp_path / "out" / "estimate_t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_no_plot_is_claimed(model_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    _, plotted = estimate(model_folder, photos, tmp_path, count=1)
+    assert not plotted
+    assert [path.name for path in tmp_path.iterdir()] == ["estimate_t.json"]
+
+
+def test_photos_that_are_too_small_are_left_out(model_folder, photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (63, 80)).save(tmp_path / "data" / "0.png")
+    with pytest.raises(DataError, match="short side below 64 px"):
+        estimate(model_folder, tmp_path / "data", tmp_path / "out")
+    (tmp_path / "data" / "1.png").write_bytes((photos / "photo_1.png").read_bytes())
+    assert estimate(model_folder, tmp_path / "data", tmp_path / "out")[0].count == 1
 
 
 @pytest.mark.parametrize(

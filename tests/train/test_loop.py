@@ -22,7 +22,8 @@ from tudsr.train import loop
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
 from tudsr.train.loop import Trainer, train
-from tudsr.train.state import load_state, save_state
+from tudsr.train.photos import RunPhotos, select_photos
+from tudsr.train.state import identity, load_state, save_state
 
 STAGE_2 = {"stage": 2, "crop_px": 64, "n": 2, "overlap_px": 16, "scales": {"fixed": {"8": 0.5, "4": 0.5}}}
 
@@ -168,6 +169,17 @@ def test_a_broken_photo_met_on_the_way_is_skipped_and_counted(make_config, photo
     assert not any("photos_left_out" in line for line in lines(config))
 
 
+@pytest.mark.filterwarnings("ignore:.*skipped")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_photos_of_which_none_decodes_are_one_sentence(make_config, photos, tmp_path, workers):
+    (tmp_path / "data").mkdir()
+    for path in sorted(photos.iterdir())[:2]:
+        (tmp_path / "data" / path.name).write_bytes(path.read_bytes()[:60])  # the header is good
+    with pytest.raises(DataError) as error:
+        train(make_config(data=tmp_path / "data", workers=workers))
+    assert str(error.value) == "none of 2 photos can be decoded."
+
+
 def test_a_damaged_state_is_one_sentence(make_config):
     config = make_config(steps=2)
     train(config)
@@ -205,6 +217,8 @@ def test_a_finished_run_is_not_overwritten_and_settings_must_agree(make_config, 
         ({"seed": 5}, "seed is 5, but the run to resume was made with 0"),
         ({"losses": {"mae": 2.0}}, "losses is {'mae': 2.0}, but the run to resume was made with {'mae': 1.0}"),
         ({"lr": 1.0}, "lr is 1.0"),
+        ({"val_scale": 8.0}, "val_scale is 8.0, but the run to resume was made with 4.0; what may change is steps, "),
+        ({"val_crop_px": 100}, "val_crop_px is 100"),
         ({"model": fresh_folder}, "model: its weights are not those"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -214,6 +228,55 @@ def test_a_finished_run_is_not_overwritten_and_settings_must_agree(make_config, 
     save_state(config.out / "state.pt", state)
     with pytest.raises(ConfigError, match="the number of processes is 1, but .* with 2"):
         train(make_config(steps=2), resume=True)
+
+
+def test_other_photos_are_another_run(make_config, photos, tmp_path):
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    config = make_config(data=data, steps=1)
+    train(config)
+    shutil.copy(data / "photo_0.png", data / "photo_6.png")
+    with pytest.raises(ConfigError, match="data: its photos are not those that the run to resume was made with"):
+        train(make_config(data=data, steps=2), resume=True)
+    state = load_state(config.out / "state.pt")
+    del state["identity"]["photos"]  # as earlier versions saved it
+    save_state(config.out / "state.pt", state)
+    train(make_config(data=data, steps=2), resume=True)
+    assert load_state(config.out / "state.pt")["identity"]["photos"]
+
+
+def test_photos_that_pairs_stand_in_for_are_not_of_the_run(make_config, photos, tmp_path):
+    for name in ("gt", "lq"):
+        shutil.copytree(photos, tmp_path / "pairs" / name)
+    paths = sorted(photos.iterdir())
+    few, all_ = (RunPhotos(training=paths[2:n], validation=paths[:2], report=None) for n in (4, 6))
+    same = {
+        pairs: identity(config, few, {}, 1) == identity(config, all_, {}, 1)
+        for pairs, config in ((True, make_config(pairs=tmp_path / "pairs")), (False, make_config()))
+    }
+    assert same == {True: True, False: False}
+
+
+def test_other_steps_are_told_where_the_learning_rate_depends_on_them(make_config, tmp_path):
+    for lr_end, notes in ((1.0, []), (0.1, ["steps is 2, and was 1: the learning rate now falls to lr_end=0.1 by "])):
+        changes = {"lr_end": lr_end, "out": tmp_path / str(lr_end)}
+        train(make_config(steps=1, **changes))
+        told: list[str] = []
+        train(make_config(steps=1, **changes), resume=True, notes=told.append)
+        assert len(told) == 1  # on the photos
+        train(make_config(steps=2, **changes), resume=True, notes=told.append)
+        assert [line[: len(note)] for line, note in zip(told[2:], notes, strict=True)] == notes
+
+
+def test_photos_are_left_out_by_their_names_below_the_folder(make_config, photos, tmp_path):
+    data = Path(shutil.copytree(photos, tmp_path / "budgie"))
+    assert len(select_photos(make_config(data=data, exclude=["budgie"])).training) == 6
+    assert len(select_photos(make_config(data=data, exclude=["photo_1", "photo_2"])).training) == 4
+
+
+def test_a_process_keeps_its_precision(make_config, tmp_path):
+    train(make_config(steps=1))
+    with pytest.raises(ConfigError, match="precision is 'bf16', but this process has trained with 'no' before"):
+        train(make_config(precision="bf16", out=tmp_path / "other"))
 
 
 def test_resuming_a_finished_run_leaves_its_model_alone_until_there_is_more_to_do(make_config):

@@ -7,7 +7,7 @@ from tudsr.apps.report import steps_bar
 from tudsr.checkpoint import check_folder
 from tudsr.errors import ConfigError
 from tudsr.train.config import TrainConfig
-from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, Estimate, estimate
+from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, estimate
 from tudsr.train.loop import train
 
 _SHOWN = ("loss_g", "loss_d", "loss_prior", "val_score")
@@ -49,8 +49,11 @@ def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> lis
         ModelError, DataError: when the model or the photos cannot be used.
     """
     check_folder(out)
-    found = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]
-    return [*_lines(found), str(out / DATA_NAME), *([str(out / PLOT_NAME)] if (out / PLOT_NAME).is_file() else [])]
+    found, plotted = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]
+    spread = f"{found.snr_db:.2f} ± {found.spread_db:.2f} dB over {found.count} pictures"
+    no_plot = f"No {PLOT_NAME} was drawn: matplotlib is missing, which the extra [train] brings."
+    said = f"t = {found.t}: the LQ latents' SNR is {spread}"
+    return [said, str(out / DATA_NAME), str(out / PLOT_NAME) if plotted else no_plot]
 
 
 def _estimate_options(overrides: list[str]) -> dict[str, float | int | str]:
@@ -65,8 +68,3 @@ def _estimate_options(overrides: list[str]) -> dict[str, float | int | str]:
         except ValueError as error:
             raise ConfigError(f"--set {override!r}: {key} is a number.") from error
     return options
-
-
-def _lines(found: Estimate) -> list[str]:
-    spread = f"{found.snr_db:.2f} ± {found.spread_db:.2f} dB over {found.count} pictures"
-    return [f"t = {found.t}: the LQ latents' SNR is {spread}"]

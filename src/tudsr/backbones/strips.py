@@ -27,7 +27,7 @@ class RowMap:
         """Add rows, (B, C, rows, W), below; they are held on `where`."""
         wide = strip.to(torch.promote_types(strip.dtype, torch.float32))
         var, mean = torch.var_mean(wide, dim=(2, 3), unbiased=False)  # (B, C) each
-        self.moments.append((strip.shape[-2], mean.double().cpu(), var.double().cpu()))
+        self.moments.append((strip.shape[-2], mean.cpu().double(), var.cpu().double()))  # MPS has no float64
         self.strips.append((self.height, strip.to(where)))
         self.height += strip.shape[-2]
 
@@ -65,7 +65,7 @@ def normalised(norm: nn.GroupNorm, of: RowMap, activation: nn.Module) -> Prepare
     """Return what normalises rows of a map by the statistics of the whole of it, and activates them."""
     mean, var = (one.unflatten(1, (norm.num_groups, -1)).movedim(2, 0) for one in of.mean_and_var())  # (C / G, B, G)
     mean, var = pooled(mean, var, torch.full((len(mean), 1, 1), 1 / len(mean), dtype=torch.float64))  # (B, G)
-    weight, bias = norm.weight.double().cpu(), norm.bias.double().cpu()  # (C,)
+    weight, bias = norm.weight.cpu().double(), norm.bias.cpu().double()  # (C,)
     each = norm.num_channels // norm.num_groups
     scale = weight * (var + norm.eps).rsqrt().repeat_interleave(each, dim=1)  # (B, C)
     shift = bias - scale * mean.repeat_interleave(each, dim=1)

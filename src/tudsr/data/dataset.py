@@ -6,7 +6,7 @@ a resume at any position.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from tudsr.config import Settings
 from tudsr.data.degradation import DegradationLike, degrade
-from tudsr.data.photos import PhotoReport, PhotoStore, Pixels, check_photos
+from tudsr.data.photos import PhotoStore, Pixels
 from tudsr.errors import DataError
 
 # Streams of random numbers beside the degradation's own, which is (seed, index).
@@ -75,12 +75,11 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         group: int = 1,
         cache_mb: int = 2000,
         p_down: float = 0.25,
-        checked: bool = False,
     ) -> None:
-        """Check the photos' headers and keep the usable ones.
+        """Set up what is drawn; photos are decoded when they are asked for.
 
         Args:
-            paths: photos; those that cannot be read or are smaller than a crop are left out (see `report`).
+            paths: photos that have passed `check_photos`.
             crop_px: side of the ground truth.
             seed: the run's seed, >= 0.
             length: number of samples.
@@ -89,26 +88,16 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             group: consecutive samples that share one LQ size (the batch size).
             cache_mb: memory for decoded photos, per process.
             p_down: probability that the photo is first reduced by a factor in [1/2, 1), as far as the crop still fits.
-            checked: the photos have passed `check_photos`; their headers are not read again.
-
-        Raises:
-            DataError: when no photo is usable.
         """
-        usable, self.report = _usable(paths, crop_px, checked)
-        self._store = PhotoStore(usable, crop_px, cache_mb)
+        self._store = PhotoStore(paths, crop_px, cache_mb)
         self.crop_px, self.seed, self.length, self.group = crop_px, seed, length, group
         self.scales, self.degradation, self.p_down = scales, degradation, p_down
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The usable photos; `photo` of a sample counts in these."""
+        """The photos; `photo` of a sample counts in these."""
         return self._store.paths
-
-    @property
-    def broken(self) -> set[Path]:
-        """Photos that this process could not decode."""
-        return self._store.broken
 
     def __len__(self) -> int:
         return self.length
@@ -147,12 +136,6 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         raise DataError(f"none of {count} photos can be decoded.")
 
 
-def _usable(paths: Sequence[Path], min_side_px: int, checked: bool) -> tuple[Sequence[Path], PhotoReport]:
-    if checked:
-        return paths, PhotoReport(usable=len(paths), broken=(), too_small=())
-    return check_photos(paths, min_side_px)
-
-
 def _random_crop(pixels: Pixels, crop_px: int, p_down: float, rng: np.random.Generator) -> Pixels:
     """Cut a random square, (crop_px, crop_px, 3), now and then from a photo reduced by up to a half."""
     height, width = pixels.shape[:2]
@@ -184,49 +167,37 @@ def to_tensor(pixels: Pixels) -> Tensor:
 
 
 class ValidationSet(Dataset[dict[str, Any]]):
-    """One fixed crop of every photo, with a degradation that depends on the seed and the photo's place only.
+    """The most detailed crop of every photo, with a degradation that depends on the seed and the photo's place only.
 
     Samples are like those of `PhotoDataset`; all ground truth is held in memory.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        crop_px: int,
-        scale: float,
-        degradation: DegradationLike,
-        seed: int,
-        crop: Literal["centre", "detail"] = "centre",
-        checked: bool = False,
+        self, paths: Sequence[Path], *, crop_px: int, scale: float, degradation: DegradationLike, seed: int
     ) -> None:
         """Decode all photos and cut their crops.
 
         Args:
-            paths: photos; unreadable and too small ones are left out.
+            paths: photos that have passed `check_photos`; those that are broken all the same are left out.
             crop_px: side of the ground truth.
             scale: ratio of ground truth to LQ, >= 1.
             degradation: a preset's name, a specification or a mix.
             seed: seed of the degradation, >= 0.
-            crop: the centre, or the place with the most detail.
-            checked: the photos have passed `check_photos`; their headers are not read again.
 
         Raises:
-            DataError: when no photo is usable.
+            DataError: when no photo can be decoded.
         """
-        usable, self.report = _usable(paths, crop_px, checked)
-        store = PhotoStore(usable, crop_px, cache_mb=0)
-        place = _centre if crop == "centre" else _most_detailed
+        store = PhotoStore(paths, crop_px, cache_mb=0)
         self.paths: list[Path] = []
         self._crops: list[Pixels] = []
-        for photo, path in enumerate(usable):
+        for photo, path in enumerate(paths):
             pixels = store.get(photo)
             if pixels is not None:
-                top, left = place(pixels, crop_px)
+                top, left = _most_detailed(pixels, crop_px)
                 self.paths.append(path)
                 self._crops.append(pixels[top : top + crop_px, left : left + crop_px].copy())
         if not self._crops:
-            raise DataError(f"none of {len(usable)} validation photos can be decoded.")
+            raise DataError(f"none of {len(paths)} validation photos can be decoded.")
         self.side_px = max(1, round(crop_px / scale))
         self._degradation, self._seed = degradation, seed
 
@@ -237,10 +208,6 @@ class ValidationSet(Dataset[dict[str, Any]]):
         gt = to_tensor(self._crops[index])
         lq = degrade(gt, self.side_px, self.side_px, preset=self._degradation, seed=self._seed, index=index)
         return {"gt": gt, "lq": lq, "index": index, "photo": index, "skipped": 0}
-
-
-def _centre(pixels: Pixels, crop_px: int) -> tuple[int, int]:
-    return (pixels.shape[0] - crop_px) // 2, (pixels.shape[1] - crop_px) // 2
 
 
 def _most_detailed(pixels: Pixels, crop_px: int) -> tuple[int, int]:

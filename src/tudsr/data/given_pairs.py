@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tudsr.data.dataset import PhotoDataset, Scales, augmented, draw_symmetry, to_tensor
 from tudsr.data.photos import PhotoStore, Pixels, find_photos
-from tudsr.errors import DataError
+from tudsr.errors import DataError, InputError
+from tudsr.image_spool import read_header
 
 
 class PairDataset(PhotoDataset):
@@ -48,9 +49,7 @@ class PairDataset(PhotoDataset):
         self.ratio = _common_ratio(gt, lq_sizes)
         lowest = min((*scales.fixed, *(scales.uniform or ())))
         _check_large_enough(partners, lq_sizes, max(-(-crop_px // self.ratio), round(crop_px / lowest)))
-        super().__init__(
-            gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0, checked=True
-        )
+        super().__init__(gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0)
         self._store = self._pairs = _PairStore(gt, partners, crop_px, cache_mb)
 
     def _pictures(self, photo: int, pixels: Pixels, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -102,11 +101,12 @@ def _check_large_enough(lq: list[Path], sizes: list[tuple[int, int]], least_px: 
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture that is upright, as its crops are, from its header."""
     try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error}).") from error
+        header = read_header(path)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    return header.width, header.height
 
 
 def _square(pixels: Pixels, top: int, left: int, side: int) -> Pixels:

@@ -1,6 +1,8 @@
 """The operators of the degradation pipeline: blur, resize, Gaussian and Poisson noise.
 
-Pictures are (B, 3, H, W) float32 RGB in [0, 1] here; results may leave that range, as in the original pipeline.
+Pictures are (B, 3, H, W) float32 RGB in [0, 1] here; results may leave that range. There we differ from Real-ESRGAN,
+which clips to it after either noise. It shows only where the second noise meets the final resize and filter before
+JPEG, which clips too; it is kept because models were trained so, and the test sets' hashes are pinned to it.
 Noise is drawn on the CPU from a seed, so that every device sees the same field.
 Source: Wang et al., «Real-ESRGAN» (2021), section 3.
 """

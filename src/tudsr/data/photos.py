@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from tudsr.checkpoint import sha256_file
 from tudsr.errors import DataError
+from tudsr.image_raster import DECODE_ERRORS
 
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-# What Pillow and its plug-ins raise on files that are truncated, mislabelled, hostile or gone.
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError)
 
 Pixels = NDArray[np.uint8]
 
@@ -74,7 +74,7 @@ def check_photos(paths: Sequence[Path], min_side_px: int) -> tuple[list[Path], P
         try:
             with Image.open(path) as photo:
                 side = min(photo.size)
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             broken.append(path)
             continue
         (usable if side >= min_side_px else too_small).append(path)
@@ -86,9 +86,7 @@ def check_photos(paths: Sequence[Path], min_side_px: int) -> tuple[list[Path], P
     return usable, PhotoReport(usable=len(usable), broken=tuple(broken), too_small=tuple(too_small))
 
 
-def split_photos(
-    paths: Sequence[Path], val_count: int, seed: int, root: Path | None = None
-) -> tuple[list[Path], list[Path]]:
+def split_photos(paths: Sequence[Path], val_count: int, seed: int, root: Path) -> tuple[list[Path], list[Path]]:
     """Set photos aside for validation: those whose names hash lowest, whatever their order.
 
     Photos added later leave the others' hashes alone, so that at most the new ones swap places.
@@ -97,7 +95,7 @@ def split_photos(
         paths: the photos.
         val_count: how many to set aside.
         seed: another seed gives another choice.
-        root: names are taken relative to this folder; by default the deepest one that holds all photos.
+        root: names are taken relative to this folder.
 
     Returns:
         (train, val), each in the order of `paths`.
@@ -109,31 +107,24 @@ def split_photos(
         raise DataError(
             f"{val_count} photos for validation were asked for, of {len(paths)}; one must be left to train on."
         )
-    base = root or _common_folder(paths)
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(f"{seed}:{_name(path, base)}")).digest())
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(f"{seed}:{_name(path, root)}")).digest())
     chosen = set(ranked[:val_count])
     return [path for path in paths if path not in chosen], [path for path in paths if path in chosen]
 
 
-def manifest_hash(paths: Sequence[Path], root: Path | None = None) -> str:
+def manifest_hash(paths: Sequence[Path], root: Path, *, contents: bool = True) -> str:
     """Return a SHA-256 over all names, sizes and contents, for a training record; the order does not count.
 
     Args:
         paths: the photos.
-        root: names are taken relative to this folder; by default the deepest one that holds all photos.
+        root: names are taken relative to this folder.
+        contents: False for names and sizes alone, which takes no reading.
     """
-    base = root or _common_folder(paths)
     lines = []
     for path in paths:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{_name(path, base)}\t{path.stat().st_size}\t{content}\n")
+        content = f"\t{sha256_file(path)}" if contents else ""
+        lines.append(f"{_name(path, root)}\t{path.stat().st_size}{content}\n")
     return hashlib.sha256(os.fsencode("".join(sorted(lines)))).hexdigest()
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    shared = set.intersection(*({*path.absolute().parents} for path in paths))
-    return max(shared, key=lambda folder: len(folder.parts))
 
 
 def _name(path: Path, base: Path) -> str:
@@ -157,7 +148,7 @@ def decode_photo(path: Path) -> Pixels:
             warnings.simplefilter("ignore")
             upright = ImageOps.exif_transpose(photo)
             return np.asarray(upright.convert("RGB"))
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise PhotoDecodeError(f"{path}: cannot be decoded ({error})") from error
 
 

@@ -7,14 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
 from torch import Tensor, nn
 
-from tudsr.errors import ConfigError, WeightsError
+from tudsr.errors import ConfigError
 from tudsr.perceptual.dists import IMAGENET_MEAN, IMAGENET_STD, texture_and_structure
+from tudsr.perceptual.pretrained import load_pretrained, token_map
 
-DEFAULT_MODELS = {
-    "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
-    "dinov2": "facebook/dinov2-base",
-    "convnext": "facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
-}
 VIT_TYPES = ("dinov2", "dinov3_vit")
 CONVNEXT_TYPES = ("convnext", "convnextv2", "dinov3_convnext")
 CONVNEXT_STRIDE_PX = 32
@@ -71,19 +67,12 @@ class FeatureDists(nn.Module):
             dtype: as above.
 
         Raises:
-            ConfigError: as above.
-            WeightsError: when the model cannot be loaded.
+            ConfigError: for a layer that the model lacks.
+            WeightsError: when the model cannot be loaded, is of another type or lacks tensors.
         """
-        from transformers import AutoModel  # slow to import, and only this loss needs it
-
-        try:
-            backbone = AutoModel.from_pretrained(str(model), use_safetensors=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise WeightsError(
-                f"{model}: cannot be loaded as a feature backbone ({str(error).splitlines()[0]}); "
-                "name a folder or hub id that holds a DINOv2, DINOv3 or ConvNeXt model in safetensors form."
-            ) from error
-        return cls(backbone, layers, dtype)
+        refused = f"{model}: cannot be loaded as a feature backbone"
+        remedy = "name a folder or hub id that holds a DINOv2, DINOv3 or ConvNeXt model in safetensors form"
+        return cls(load_pretrained(model, VIT_TYPES + CONVNEXT_TYPES, refused, remedy), layers, dtype)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Measure the distance; the gradient flows to x only.
@@ -110,8 +99,6 @@ class FeatureDists(nn.Module):
         states = self.backbone(pixel_values=pixels, output_hidden_states=True).hidden_states
         maps = [states[layer] for layer in self.layers]
         if self.is_vit:
-            grid = [side // self.patch_px for side in sides]
-            patches = grid[0] * grid[1]
-            # (B, prefix + h*w, C) -> (B, C, h, w)
-            maps = [tokens[:, -patches:].transpose(1, 2).unflatten(2, grid) for tokens in maps]
+            rows, columns = (side // self.patch_px for side in sides)
+            maps = [token_map(tokens, rows, columns) for tokens in maps]
         return [unit, *maps]

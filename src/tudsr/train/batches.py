@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tudsr.data.dataset import PhotoDataset
 from tudsr.data.degradation import degrade_batch
 from tudsr.data.given_pairs import PairDataset
+from tudsr.errors import DataError
 from tudsr.train.config import TrainConfig
 
 
@@ -33,19 +34,27 @@ class Batches:
             "group": c.batch, "cache_mb": c.cache_mb,
         }  # fmt: skip
         self.dataset = PairDataset(c.pairs, **common) if c.pairs is not None else PhotoDataset(
-            photos, degradation=c.degradation if in_workers else None, p_down=c.p_down, checked=True, **common
+            photos, degradation=c.degradation if in_workers else None, p_down=c.p_down, **common
         )  # fmt: skip
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:
-        """Yield this process's micro-batches, on the CPU, from a step's first on."""
+        """Yield this process's micro-batches, on the CPU, from a step's first on.
+
+        Raises:
+            DataError: when no photo can be decoded.
+        """
         c, acc = self.config, self.accelerator
         groups = range(step * self.per_step + acc.process_index, c.steps * self.per_step, acc.num_processes)
         indices = [list(range(g * c.batch, (g + 1) * c.batch)) for g in groups]
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset, batch_sampler=indices, num_workers=c.workers,
             worker_init_fn=_one_thread if c.workers else None,
             generator=torch.Generator(),  # else each start would draw from the global one, whose state is saved
         )  # fmt: skip
+        try:
+            yield from loader
+        except DataError as error:  # a worker's has its whole traceback for a text, which ends with the sentence
+            raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
 
     def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the pictures of a batch, `gt` and after stage 0 `lq`, on the device.

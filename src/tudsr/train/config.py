@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tudsr.config import ModelConfig, Settings, read_object
 from tudsr.data.dataset import Scales
@@ -102,6 +102,8 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.out.resolve().is_relative_to(self.data.resolve()):
+            raise ValueError("out lies inside data: the run's sample pictures would be taken for photos of it")
         if self.stage == 0 and self.train != "base":
             raise ValueError("stage 0 trains the base: set train=base")
         if self.stage == 0 and self.gradient_checkpointing:
@@ -126,6 +128,8 @@ class TrainConfig(Settings):
             raise ValueError("crop_px must be a multiple of n")
         if self.loss_crop_px is not None and self.loss_crop_px > self.crop_px:
             raise ValueError("loss_crop_px may be at most crop_px")
+        if self.loss_crop_px is not None and self.loop == "paper":
+            raise ValueError("loss_crop_px goes with loop=exact only: the paper's losses see chunks; set it to null")
         if self.jitter_px >= self.deep_crop_px:
             raise ValueError(f"jitter_px must be below the side that deep losses get, {self.deep_crop_px} px")
         seen_px = self.deep_crop_px - self.jitter_px
@@ -163,7 +167,8 @@ class TrainConfig(Settings):
             data: folder of photos.
             out: folder of the run.
             file: JSON object of settings, or None.
-            overrides: «key=value», value in JSON or plain text; «losses.mae=1» reaches into a mapping.
+            overrides: «key=value», value in JSON or plain text; «losses.mae=1» reaches into a mapping, of whose other
+                values the preset's, the file's or else the defaults stay.
 
         Raises:
             ConfigError: naming the setting that is unknown or wrong.
@@ -190,6 +195,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except ValueError:
         value = text
     *path, last = key.split(".")
+    if path and path[0] not in values and path[0] in TrainConfig.model_fields:
+        default = TrainConfig.model_fields[path[0]].get_default(call_default_factory=True)
+        values[path[0]] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     for part in path:
         child = values.get(part)
         values[part] = dict(child) if isinstance(child, dict) else {}

@@ -15,7 +15,7 @@ from tudsr.backbones import Backbone
 from tudsr.checkpoint import atomic_path, write_text
 from tudsr.data.dataset import ValidationSet
 from tudsr.data.degradation import PRESETS
-from tudsr.data.photos import find_photos
+from tudsr.data.photos import check_photos, find_photos
 from tudsr.errors import ConfigError, DataError
 from tudsr.folder import load_model
 from tudsr.stage import Stage
@@ -44,7 +44,7 @@ class Estimate:
 
 def estimate(
     model: str | Path, data: Path, out: Path, *, scale: float = 4.0, count: int = 64, degradation: str = "light"
-) -> Estimate:
+) -> tuple[Estimate, bool]:
     """Estimate t for a model and a folder of photos; write a plot and the figures to `out`.
 
     Args:
@@ -55,14 +55,17 @@ def estimate(
         count: at most so many photos, one detailed crop of the model's R each.
         degradation: a preset's name.
 
+    Returns:
+        The outcome, and whether the plot was written, which takes matplotlib.
+
     Raises:
         ConfigError: when scale or count is below 1, or the degradation is unknown.
         ModelError, DataError: when the model or the photos cannot be used.
     """
     _check(scale, count, degradation)
     net = load_model(model, torch.device("cpu"), torch.float32)
-    paths = find_photos(data)[:count]
-    crops = ValidationSet(paths, crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0, crop="detail")
+    paths, _ = check_photos(find_photos(data)[:count], net.config.r_px)
+    crops = ValidationSet(paths, crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0)
     pairs = [(crops[i]["gt"][None], crops[i]["lq"][None]) for i in range(len(crops))]
     found = match_snr(net.backbone, pairs)
     values = {
@@ -73,8 +76,7 @@ def estimate(
         "scale": scale,
     }
     write_text(out / DATA_NAME, json.dumps(values, indent=2) + "\n")
-    _plot(found, out / PLOT_NAME)
-    return found
+    return found, _plot(found, out / PLOT_NAME)
 
 
 def _check(scale: float, count: int, degradation: str) -> None:
@@ -113,11 +115,11 @@ def match_snr(backbone: Backbone, pairs: list[tuple[Tensor, Tensor]]) -> Estimat
     return Estimate(t=t, snr_db=snr_db.mean().item(), spread_db=spread, curve_db=curve_db, count=len(pairs))
 
 
-def _plot(found: Estimate, path: Path) -> None:
+def _plot(found: Estimate, path: Path) -> bool:
     try:
         from matplotlib.figure import Figure
     except ImportError:  # the `train` extra is not installed: the JSON file holds the figures
-        return
+        return False
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(found.curve_db.tolist(), label="noised latent")
@@ -128,3 +130,4 @@ def _plot(found: Estimate, path: Path) -> None:
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+    return True

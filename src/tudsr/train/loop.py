@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 
 from tudsr.checkpoint import replaced_folder, save_tensors
 from tudsr.config import ModelConfig
 from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
-from tudsr.errors import TudsrError
+from tudsr.errors import ConfigError, TudsrError
 from tudsr.find import CONFIG_NAME, find_model
 from tudsr.folder import load_model, save_model
 from tudsr.machine import commit
@@ -63,15 +64,12 @@ class Trainer:
         self.config, self.step, self.saved, self.seconds = config, 0, 0, 0.0
         self.best, self.skipped = float("inf"), 0
         self.figures: dict[str, float] = {}
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
-        )
+        self.accelerator = _accelerator(config.precision)
         settings = ModelConfig.read(find_model(config.model) / CONFIG_NAME)
-        self.identity = identity(config, settings.sha256, self.accelerator.num_processes)
-        if state is not None:
-            check_same(state, self.identity)
         val_side_px = validation_side_px(config, settings.windows) if config.val_count else 0
         self.photos = select_photos(config)
+        self.identity = identity(config, self.photos, settings.sha256, self.accelerator.num_processes)
+        changes = check_same(state, self.identity) if state is not None else []
         torch.manual_seed(config.seed)
         device = self.accelerator.device
         self.finite = torch.ones((), dtype=torch.bool, device=device)
@@ -92,7 +90,7 @@ class Trainer:
             self.log = RunLog(config.out, config.model_dump(mode="json"), self.step)
             if state is None:
                 write_photos(config.out, self.photos, config.data)
-            for line in (self.photos.report.summary(), *self.notes):
+            for line in (self.photos.report.summary(), *self.notes, *changes):
                 notes(line)
 
     @property
@@ -109,7 +107,8 @@ class Trainer:
         config = self.config
         finished = self.step >= config.steps and self._is_exported()
         if self._is_main and not finished:
-            self._photos_hash()  # may take long, and nobody should wait for it at the first validation
+            # May take long, and nobody should wait for it at the first validation.
+            self.photos_sha256 = manifest_hash(self.photos.training, config.data)
         self.accelerator.wait_for_everyone()
         if finished:
             return self.figures
@@ -217,7 +216,7 @@ class Trainer:
         record = {
             "stage": self.config.stage, "step": self.step, "hours": round(self.seconds / 3600, 3),
             "figures": {key: round(value, 6) for key, value in self._val_figures().items()},
-            "commit": commit(), "photos": len(self.photos.training), "photos_sha256": self._photos_hash(),
+            "commit": commit(), "photos": len(self.photos.training), "photos_sha256": self.photos_sha256,
             "config": self.identity["config"],
         } | ({"notes": self.notes} if self.notes else {})  # fmt: skip
         with self.ema.applied(), replaced_folder(self.config.out / name) as folder:
@@ -235,11 +234,6 @@ class Trainer:
         records = ModelConfig.read(path).training
         return bool(records) and records[-1].get("step") == self.step
 
-    def _photos_hash(self) -> str:
-        if not hasattr(self, "_hash"):
-            self._hash = manifest_hash(self.photos.training, self.config.data)
-        return self._hash
-
     def _save(self) -> None:
         skipped = self._total_skipped()
         if self._is_main:
@@ -255,6 +249,16 @@ class Trainer:
         self.seconds, self.best, self.figures = state["seconds"], state["best"], state["figures"]
         self.skipped = state["skipped"] if self._is_main else 0  # the sum of all processes
         put_back(state, self.task, self.optimizers, self.ema)
+
+
+def _accelerator(precision: str) -> Accelerator:
+    """Set accelerate up, which holds on to a process's first precision."""
+    if is_initialized() and (first := AcceleratorState().mixed_precision) != precision:
+        raise ConfigError(
+            f"precision is {precision!r}, but this process has trained with {first!r} before; a run of another "
+            "precision needs a process of its own."
+        )
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
 
 def sync_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:

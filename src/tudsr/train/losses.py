@@ -8,10 +8,11 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
 from torch import Tensor, nn
 
 from tudsr.errors import ConfigError
-from tudsr.perceptual.backbone_dists import CONVNEXT_STRIDE_PX, DEFAULT_MODELS, FeatureDists
+from tudsr.perceptual.backbone_dists import CONVNEXT_STRIDE_PX, FeatureDists
 from tudsr.perceptual.dists import Dists, EaDists
 from tudsr.perceptual.features import AlexNetFeatures, Vgg16Features
 from tudsr.perceptual.lpips import Lpips
+from tudsr.perceptual.pretrained import HUB_IDS
 
 REAL_LABEL = 0.8  # one-sided label smoothing; source: METHOD («Losses»)
 FAKE_LABEL = 0.0
@@ -84,7 +85,7 @@ def _ea_dists_on(features: str) -> LossFactory:
     """Return the factory of EA-DISTS on a transformers backbone, imported only when it is built."""
 
     def build(weights_dir: Path | None, dtype: torch.dtype, feature_model: str | None) -> nn.Module:
-        return EaDists(FeatureDists.load(feature_model or DEFAULT_MODELS[features], dtype=dtype))
+        return EaDists(FeatureDists.load(feature_model or HUB_IDS[features], dtype=dtype))
 
     return build
 

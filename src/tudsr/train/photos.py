@@ -28,7 +28,8 @@ def select_photos(config: TrainConfig) -> RunPhotos:
         DataError: when the folder is none, or too few photos can be used.
     """
     found = find_photos(config.data)
-    named = [path for path in found if not any(part in path.as_posix() for part in config.exclude)]
+    names = {path: path.relative_to(config.data).as_posix() for path in found}
+    named = [path for path, name in names.items() if not any(part in name for part in config.exclude)]
     usable, report = check_photos(named, max(config.crop_px, config.val_crop_px or 0))
     if not config.val_count:
         return RunPhotos(training=usable, validation=[], report=report)

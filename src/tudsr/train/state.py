@@ -6,27 +6,29 @@ from typing import Any
 
 import torch
 
-from tudsr.checkpoint import atomic_path, sync
+from tudsr.checkpoint import atomic_path
 from tudsr.data.photos import find_photos, manifest_hash
 from tudsr.errors import ConfigError
 from tudsr.train.config import TrainConfig
 from tudsr.train.ema import Ema
+from tudsr.train.photos import RunPhotos
 from tudsr.train.tasks import Task
 
 STATE_NAME = "state.pt"
 LOCAL = frozenset({"model", "data", "out", "pairs", "weights_dir", "init_discriminator"})
 """Paths of one machine, not part of what a run is."""
 
-# val_count is not among them: it says which photos are trained on.
-FREE = ("steps", "val_crop_px", "val_scale", "val_every", "log_every", "checkpoint_every", "workers", "cache_mb")
-"""Settings that a resumed run may change: the steps so far would have been the same."""
+# Not among them: val_count and val_crop_px, which say what photos are trained on, and val_scale, since it and
+# val_crop_px say what figures the best model's are compared with.
+FREE = ("steps", "val_every", "log_every", "checkpoint_every", "workers", "cache_mb")
+"""Settings that a resumed run may change. The steps so far would have been the same, except that with lr_end below 1
+the learning rate depends on `steps`, which `check_same` notes."""
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a training state atomically (tensors and plain values only)."""
     with atomic_path(path) as temporary:
         torch.save(dict(state), temporary)
-        sync(temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -55,26 +57,32 @@ def previous_state(out: Path, *, resume: bool) -> dict[str, Any] | None:
     return load_state(path)
 
 
-def identity(config: TrainConfig, model_sha256: Mapping[str, str], processes: int) -> dict[str, Any]:
+def identity(config: TrainConfig, photos: RunPhotos, model_sha256: Mapping[str, str], processes: int) -> dict[str, Any]:
     """Return what makes a run the one it is, as plain values.
 
     Args:
         config: resolved settings.
+        photos: of the run; their names and sizes count, as reading them all takes long.
         model_sha256: weight file → hash, of the model that the run starts from.
         processes: how many train together.
     """
     values = config.model_dump(mode="json", exclude=set(LOCAL))
     if config.pairs is not None:
         values["pairs_sha256"] = manifest_hash(find_photos(config.pairs), config.pairs)
+    used = photos.validation + (photos.training if config.pairs is None else [])
     return {
         "config": values,
+        "photos": manifest_hash(used, config.data, contents=False),
         "model_sha256": dict(model_sha256),
         "processes": processes,
     }
 
 
-def check_same(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Compare a state's identity with the run's that is to go on from it.
+
+    Returns:
+        Notes for the user on what changes all the same.
 
     Raises:
         ConfigError: naming the first setting that differs and is not in FREE.
@@ -89,6 +97,14 @@ def check_same(state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
     if then["model_sha256"] != now["model_sha256"]:
         raise ConfigError("model: its weights are not those that the run to resume started from.")
+    if then.get("photos", now["photos"]) != now["photos"]:  # states of earlier versions do not tell
+        raise ConfigError("data: its photos are not those that the run to resume was made with.")
+    if values["steps"] == wanted["steps"] or wanted["lr_end"] == 1:
+        return []
+    return [
+        f"steps is {wanted['steps']}, and was {values['steps']}: the learning rate now falls to "
+        f"lr_end={wanted['lr_end']:g} by the new last step."
+    ]
 
 
 def collect(task: Task, optimizers: Mapping[str, torch.optim.Optimizer], ema: Ema) -> dict[str, Any]:

@@ -47,10 +47,7 @@ class Validation:
     """
 
     def __init__(self, paths: Sequence[Path], config: TrainConfig, device: torch.device, side_px: int) -> None:
-        self.set = ValidationSet(
-            paths, crop_px=side_px, scale=config.val_scale, degradation="light", seed=config.seed, crop="detail",
-            checked=True,
-        )  # fmt: skip
+        self.set = ValidationSet(paths, crop_px=side_px, scale=config.val_scale, degradation="light", seed=config.seed)
         self.device, self.side_px, self.seed = device, side_px, config.seed
         if config.stage > 0:
             self.dists = Dists().load(config.weights_dir).to(device).eval()

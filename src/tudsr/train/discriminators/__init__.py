@@ -5,18 +5,19 @@ A new one is a file with a subclass of `Discriminator` and one line in `DISCRIMI
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tudsr.errors import ConfigError
 from tudsr.train.discriminators.base import Discriminator, frozen
 from tudsr.train.discriminators.patch import PatchDiscriminator
-from tudsr.train.discriminators.vit import dinov2, dinov3
+from tudsr.train.discriminators.vit import DINOV2, DINOV3, VitDiscriminator
 
 __all__ = ["DISCRIMINATORS", "Discriminator", "build_discriminator", "frozen"]
 
 DISCRIMINATORS: dict[str, Callable[..., Discriminator]] = {
-    "dinov3": dinov3,
-    "dinov2": dinov2,
+    "dinov3": partial(VitDiscriminator, DINOV3),  # ViT-B/16, gated: the paper's
+    "dinov2": partial(VitDiscriminator, DINOV2),  # ViT-B/14, Apache-2.0
     "patch": PatchDiscriminator,
 }
 

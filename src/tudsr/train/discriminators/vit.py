@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name torch's own documentation uses)
 from torch import Tensor, nn
 
-from tudsr.errors import ConfigError, WeightsError
+from tudsr.errors import ConfigError
 from tudsr.perceptual.dists import IMAGENET_MEAN, IMAGENET_STD
+from tudsr.perceptual.pretrained import HUB_IDS, load_pretrained, token_map
 from tudsr.train.discriminators.base import Discriminator, check_at_least
 from tudsr.train.discriminators.heads import token_head
 
@@ -18,10 +19,8 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class VitKind:
-    """One family of frozen ViT: its classes in transformers, its published weights and what to do without them."""
+    """One family of frozen ViT: its type in transformers, its published weights and what to do without them."""
 
-    model_class: str
-    config_class: str
     model_type: str
     hub_id: str
     base_config: dict[str, Any]
@@ -29,19 +28,15 @@ class VitKind:
 
 
 DINOV2 = VitKind(
-    model_class="Dinov2Model",
-    config_class="Dinov2Config",
     model_type="dinov2",
-    hub_id="facebook/dinov2-base",
+    hub_id=HUB_IDS["dinov2"],
     base_config={"image_size": 518},
     remedy="connect to the hub, set the option weights to a folder that holds a DINOv2 model in safetensors form, "
     "or choose the discriminator 'patch', which needs no weights",
 )
 DINOV3 = VitKind(
-    model_class="DINOv3ViTModel",
-    config_class="DINOv3ViTConfig",
     model_type="dinov3_vit",
-    hub_id="facebook/dinov3-vitb16-pretrain-lvd1689m",
+    hub_id=HUB_IDS["dinov3"],
     base_config={
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -125,62 +120,19 @@ class VitDiscriminator(Discriminator):
         rows, columns = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
         pixels = ((x + 1) / 2 - self.mean) / self.std
         states = self.vit(pixel_values=pixels, output_hidden_states=True).hidden_states
-        maps = []
-        for block in self.blocks:
-            tokens = states[block][:, -rows * columns :]  # (B, rows · columns, C), without class and register tokens
-            tokens = F.layer_norm(tokens, tokens.shape[-1:])
-            maps.append(tokens.transpose(1, 2).unflatten(2, (rows, columns)))  # (B, C, rows, columns)
-        return maps
-
-
-def dinov2(
-    weights: str | Path | None = None,
-    config: dict[str, Any] | None = None,
-    blocks: tuple[int, ...] = (3, 6, 9),
-    head_width: int = 256,
-    augment: str = "color,translation,cutout",
-) -> VitDiscriminator:
-    """Build the discriminator on DINOv2-B/14 (Apache-2.0); arguments and errors as `VitDiscriminator`'s."""
-    return VitDiscriminator(DINOV2, weights, config, blocks, head_width, augment)
-
-
-def dinov3(
-    weights: str | Path | None = None,
-    config: dict[str, Any] | None = None,
-    blocks: tuple[int, ...] = (3, 6, 9),
-    head_width: int = 256,
-    augment: str = "color,translation,cutout",
-) -> VitDiscriminator:
-    """Build the discriminator on DINOv3 ViT-B/16 (gated), the paper's; arguments and errors as `VitDiscriminator`'s."""
-    return VitDiscriminator(DINOV3, weights, config, blocks, head_width, augment)
+        return [token_map(F.layer_norm(states[b], states[b].shape[-1:]), rows, columns) for b in self.blocks]
 
 
 def _random_vit(kind: VitKind, config: dict[str, Any]) -> nn.Module:
     import transformers  # slow to import, and `patch` does without it
 
-    vit_config = getattr(transformers, kind.config_class)(**{**kind.base_config, **config})
-    vit: nn.Module = getattr(transformers, kind.model_class)(vit_config)
-    return vit
+    vit_config = transformers.AutoConfig.for_model(kind.model_type, **{**kind.base_config, **config})
+    return cast(nn.Module, transformers.AutoModel.from_config(vit_config))
 
 
 def _load_vit(kind: VitKind, weights: str | Path) -> nn.Module:
-    import transformers  # slow to import, and `patch` does without it
-    from safetensors import SafetensorError
-
     refused = f"The discriminator's ViT {str(weights)!r} cannot be loaded"
-    try:
-        found_type = transformers.AutoConfig.from_pretrained(str(weights)).model_type
-        if found_type != kind.model_type:
-            raise WeightsError(f"{refused}: it is of type {found_type!r}, {kind.model_type!r} is expected.")
-        vit, report = getattr(transformers, kind.model_class).from_pretrained(
-            str(weights), use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        cause = str(error).strip().partition("\n")[0].rstrip(".")
-        raise WeightsError(f"{refused} ({cause}): {kind.remedy}.") from error
-    if report["missing_keys"]:
-        raise WeightsError(f"{refused}: its file lacks {len(report['missing_keys'])} tensors; {kind.remedy}.")
-    return cast(nn.Module, vit)
+    return load_pretrained(weights, (kind.model_type,), refused, kind.remedy)
 
 
 def _drop_blocks_above(vit: nn.Module, blocks: tuple[int, ...]) -> None:
