@@ -114,6 +114,24 @@ class Ablation:
         return [(arm, way) for arm in self.arms for found, way in arm.ways if found == eval_set]
 
 
+def budget(arms: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]]) -> str:
+    """Return how long the arms of each group learnt: what they have in common, which tells nothing, apart.
+
+    Args:
+        arms: as results.json has them.
+        phases: likewise.
+    """
+    steps = {phase["name"]: phase["settings"]["steps"] for phase in phases}
+    said: dict[str, list[str]] = {}
+    for group in dict.fromkeys(arm["group"] for arm in arms):
+        chains = [set(arm["phases"]) for arm in arms if arm["group"] == group]
+        common = set.intersection(*chains)
+        own = " or ".join(f"{n:,}" for n in sorted({sum(steps[name] for name in chain - common) for chain in chains}))
+        shared = f"{sum(steps[name] for name in common):,} steps that the arms share, then {own}"
+        said.setdefault((shared if common else f"{own} steps") + " an arm", []).append(group)
+    return "; ".join(text + (f" ({', '.join(groups)})" if len(said) > 1 else "") for text, groups in said.items())
+
+
 def what_the_base_learnt(training: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the records of what is in a base's weights: not of what adapters.py moved out again into LoRA-1."""
     kept: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation_parts import Ablation, Place
+from ablation_parts import Ablation, Place, budget
 from ablation_plan import SEED
 from PIL import Image, ImageDraw
 
@@ -204,8 +204,8 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         "## What was run",
         f"`{results['command']}` at commit {results['commit']}; {ran_on}, {machine['threads']} threads. Budget: "
-        f"{results['steps']} steps an arm. Seed {results['seed']} in every phase. Base: {results['base']}. All other "
-        f"settings are equal and stand in [{kept}.json](data/{kept}.json).",
+        f"{budget(results['arms'], results['phases'])}. Seed {results['seed']} in every phase. Base: {results['base']}."
+        f" All other settings are equal and stand in [{kept}.json](data/{kept}.json).",
         *(["", results["note"]] if results["note"] else []),
         "",
         "| phase | stage | starts from | steps × batch, crop | hours | settings in which arms differ |",

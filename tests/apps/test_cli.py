@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import tudsr as package
+from tudsr.apps import cli
 from tudsr.apps.cli import main
 from tudsr.apps.report import peak_rss_mb
 
@@ -106,6 +107,18 @@ def test_mistakes_are_sentences_and_exit_code_2(arguments, call, tmp_path):
     assert "Error: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
+
+
+def test_ending_it_from_outside_unwinds_it_like_an_exception(monkeypatch):
+    """So that the journal says «stopped» of what was in work."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 143
 
 
 def test_settings_that_do_not_go_together_are_named_and_the_others_are_not(call):

@@ -116,9 +116,12 @@ def test_settings_come_from_the_options(tmp_path):
         make_config([], None, options | {"limit": 0})
 
 
-def test_the_table_marks_the_best_and_what_was_a_loss():
-    def method(name, seconds, count=2, **means):
-        return {"name": name, "means": {key: {"mean": value, "count": count} for key, value in means.items()}} | {
+def test_the_table_marks_the_best_of_each_scale_and_what_was_a_loss():
+    def method(name, seconds, count=2, scale=4, **means):
+        return {
+            "name": name,
+            "scale": scale,
+            "means": {key: {"mean": value, "count": count} for key, value in means.items()},
             "seconds_per_mp": seconds,
             "trained_on": ["dists"] if name == "ours" else [],
         }
@@ -129,6 +132,7 @@ def test_the_table_marks_the_best_and_what_was_a_loss():
             method("bicubic", 0.01, psnr=25.0, dists=0.3),
             method("ours", None, psnr=np.float64(24), dists=0.1),
             method("peer", None, psnr=50.0, dists=0.01, count=1),  # it had the easy one only
+            method("M8", None, scale=8, psnr=60.0, dists=0.2),
         ],
         "pictures": [{}, {}],
     }
@@ -137,4 +141,5 @@ def test_the_table_marks_the_best_and_what_was_a_loss():
         "bicubic  25.0000*     0.3000      0.01",
         "ours     24.0000      0.1000*°    –",
         "peer     50.0000 (1)  0.0100 (1)  –",
+        "M8       60.0000*     0.2000*     –",
     ]

@@ -29,8 +29,8 @@ def _method(index: int, name: str, kind: str) -> dict[str, Any]:
     }
     twice = kind == "model"
     return {
-        "name": name, "kind": kind, "path": None, "m": 2 if twice else None, "n": 2 if twice else None, "sha256": None,
-        "trained_on": ["dists"] if twice else [], "means": means, "seconds_per_picture": None,
+        "name": name, "kind": kind, "scale": 4, "path": None, "m": 2 if twice else None, "n": 2 if twice else None,
+        "sha256": None, "trained_on": ["dists"] if twice else [], "means": means, "seconds_per_picture": None,
         "seconds_per_mp": (0.01, 0.5, None)[index],
     }  # fmt: skip
 

@@ -187,6 +187,13 @@ def test_other_versions_redo_all(sharp, tmp_path, count):
     assert count == ["budgie", "lake"] * 2
 
 
+def test_another_degradation_redoes_all(sharp, tmp_path, count, monkeypatch):
+    assert make(sharp, tmp_path / "set")["versions"]["degradation"] == degraded_set.DEGRADATION
+    monkeypatch.setattr(degraded_set, "DEGRADATION", degraded_set.DEGRADATION + 1)
+    make(sharp, tmp_path / "set")
+    assert count == ["budgie", "lake"] * 2
+
+
 def test_a_photo_that_went_away_takes_its_files_along(sharp, tmp_path, count):
     make(sharp, tmp_path / "set")
     (sharp / "budgie.png").unlink()
@@ -226,6 +233,17 @@ def test_mistakes_are_said(sharp, tmp_path):
     with pytest.raises(InputError, match="no photo can be used"):
         make(sharp, tmp_path / "x", scale=100)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("place", ["gt", "lq", "gt/deep"])
+def test_a_set_over_its_own_photos_is_refused(sharp, tmp_path, place):
+    photos = tmp_path / "set" / place
+    photos.parent.mkdir(parents=True)
+    sharp.rename(photos)
+    before = {path.name: digest_of(path) for path in photos.iterdir()}
+    with pytest.raises(InputError, match=f"its {place[:2]} would be written over the photos of"):
+        make(photos, tmp_path / "set")
+    assert {path.name: digest_of(path) for path in photos.iterdir()} == before
 
 
 def test_another_set_in_the_same_folder_is_refused(sharp, tmp_path):

@@ -98,7 +98,7 @@ def test_ranges_as_pyiqa_writes_them(pyiqa, monkeypatch, text, ends):
     monkeypatch.setitem(NETS, "musiq", Net("musiq", False, "NR", text))
     metric = find_metric("musiq", CPU)
     assert metric.range == ends
-    assert json.loads(json.dumps(metric_record(metric), allow_nan=False))["range"] == [
+    assert json.loads(json.dumps(metric_record(metric, None), allow_nan=False))["range"] == [
         end if math.isfinite(end) else None for end in ends
     ]
 

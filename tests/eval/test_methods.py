@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tudsr.config import ModelConfig
-from tudsr.errors import InputError, ModelError
+from tudsr.errors import ConfigError, InputError, ModelError
 from tudsr.eval.methods import ABLATION, bicubic, distinct, foreign, model_methods, trained_on
 from tudsr.eval.metrics import METRICS
 from tudsr.image import Picture
@@ -34,7 +34,7 @@ def test_a_model_alone_runs_its_own_plan(model_folder, scale, name, m, n):
     (method,) = model_methods(str(model_folder), scale, never)
     assert (method.name, method.m, method.n, method.scale) == (f"throw-away {name}", m, n, scale)
     record = json.loads(json.dumps(method.record()))
-    assert (record["kind"], record["path"]) == ("model", str(model_folder))
+    assert (record["kind"], record["path"], record["scale"]) == ("model", str(model_folder), scale)
     assert {"tudsr.json", "unet/diffusion_pytorch_model.safetensors"} <= record["sha256"].keys()
 
 
@@ -87,6 +87,14 @@ def test_seams_come_from_two_runs_with_windows_elsewhere(model_folder, model):
     assert math.isnan(METRICS["seam_step"].load(None)(run.plain, run))  # the low-pass has no room
     with pytest.raises(InputError, match="two runs"):
         METRICS["seams"].load(None)(run.plain, None)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": "2"}', '{"a": 0}', '{"a": true}', '{"a": Infinity}', "{"])
+def test_times_of_foreign_outputs_that_are_none(tmp_path, text):
+    assert foreign("peer", tmp_path, 4).seconds == {}
+    (tmp_path / "seconds.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"seconds\.json: "):
+        foreign("peer", tmp_path, 4)
 
 
 def test_bicubic_makes_the_rounded_size():

@@ -120,6 +120,15 @@ def test_views_are_methods_then_gt_and_the_input_unless_bicubic_is_a_method(make
     assert views[-1].pixels.shape == (64, 96, 3)
 
 
+def test_a_true_picture_that_the_scale_does_not_divide_is_cropped_as_it_was_to_measure(make_results, tmp_path):
+    results = make_results(tmp_path)
+    gt = np.random.default_rng(0).integers(0, 256, (66, 99, 3), dtype=np.uint8)
+    Image.fromarray(gt).save(tmp_path / "gt/0.png")
+    views, notes = load_views(results["pictures"][0], results, tmp_path)
+    assert ([view.kind for view in views], notes) == (["method", "method", "method", "gt"], [])
+    np.testing.assert_array_equal(views[-1].pixels, gt[:64, :96])
+
+
 def test_what_cannot_be_shown_is_said(make_results, tmp_path):
     results = make_results(tmp_path)
     (tmp_path / "outputs/1/0.png").write_bytes(b"no picture")

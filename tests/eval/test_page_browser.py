@@ -140,6 +140,17 @@ def test_any_two_views_can_be_compared(open_page):
     page.wait_for_function(loaded)
 
 
+def test_a_picture_without_the_chosen_views_shows_two_others(open_page):
+    def lack(results):
+        del results["pictures"][1]["outputs"]["bicubic"], results["pictures"][1]["outputs"]["tiny M2N2"]
+
+    page = open_page(lack)
+    page.keyboard.press("j")
+    assert page.locator("#whole .tag").all_inner_texts() == ["peer", "GT"]
+    page.keyboard.press("k")
+    assert page.locator("#whole .tag").all_inner_texts() == ["bicubic", "tiny M2N2"]
+
+
 def test_help_opens_and_closes(open_page):
     page = open_page()
     page.keyboard.press("?")
@@ -178,6 +189,17 @@ def test_best_is_bold_and_trained_metrics_are_marked(open_page):
     assert "† " in page.locator("#legend").inner_text()
 
 
+def test_the_best_is_of_its_scale(open_page):
+    def larger(results):
+        results["methods"][2]["scale"] = 8
+
+    page = open_page(larger)
+    assert page.locator("#table .best .value").all_inner_texts() == ["25.50", "0.1391", "4.610", "9.75", "0.1402"]
+    assert page.locator("#picture-table .best .value").all_inner_texts() == [
+        "25.50", "0.1391", "4.610", "9.75", "0.1402",
+    ]  # fmt: skip
+
+
 def test_figures_of_the_picture(open_page):
     page = open_page()
     page.keyboard.press("j")
@@ -202,7 +224,9 @@ def test_the_ablation_is_laid_out_by_scale(open_page):
     def ablate(results):
         ways = {"M4": (4, None), "N4": (None, 4), "M2N2": (2, 2), "M4N2": (4, 2)}
         model = results["methods"][1]
-        results["methods"] += [model | {"name": name, "m": m, "n": n} for name, (m, n) in ways.items()]
+        results["methods"] += [
+            model | {"name": name, "m": m, "n": n, "scale": (m or 1) * (n or 1)} for name, (m, n) in ways.items()
+        ]
         results["ablation"] = list(ways)
 
     assert open_page().locator("#ablation").is_hidden()

@@ -51,6 +51,18 @@ def test_a_link_to_nothing_is_said(tmp_path):
     assert [(one.file, one.reason) for one in skipped] == [(str(tmp_path / "lq" / "b.png"), "a link to nothing")]
 
 
+def test_a_file_of_another_kind_is_said(tmp_path):
+    save(tmp_path / "lq" / "a.png")
+    save(tmp_path / "lq" / "b.gif")
+    save(tmp_path / "peer" / "a.png")
+    for name in ("seconds.json", ".done.json"):
+        (tmp_path / "peer" / name).write_text("{}")
+    pairs, skipped = find_pairs(tmp_path / "lq", None, {"peer": tmp_path / "peer"})
+    assert [pair.name for pair in pairs] == ["a"]
+    assert [one.file for one in skipped] == [str(tmp_path / "lq" / "b.gif")]
+    assert skipped[0].reason.startswith("not of a kind that is measured (.bmp, ")
+
+
 def test_a_limit_does_not_make_partners_lonely(tmp_path):
     for name in "abc":
         save(tmp_path / "lq" / f"{name}.png")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -46,8 +46,9 @@ def pages(monkeypatch):
 
 
 @pytest.fixture
-def run(data, model_folder, pages):
-    """Return a function (**changes) -> (results, what was said)."""
+def run(data, model_folder, pages, monkeypatch):
+    """Return a function (**changes) -> (results, what was said); the code's commit is known."""
+    monkeypatch.setenv("TUDSR_COMMIT", "0123456789ab")
 
     def evaluated(**changes):
         said = []
@@ -202,6 +203,46 @@ def test_finished_outputs_are_taken_up_and_others_are_not(run, data, runs):
         picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "lq/p2.png")
     run(metrics=("psnr",))
     assert len(runs) == 7  # p1 was changed, p2's input too; and a warm-up
+
+
+@pytest.mark.parametrize("commit", ["0123456789ab+", "unknown"])
+def test_outputs_of_code_without_a_name_are_made_anew(run, runs, monkeypatch, commit):
+    monkeypatch.setenv("TUDSR_COMMIT", commit)
+    for _ in range(2):
+        run(metrics=("psnr",), limit=1)
+    assert len(runs) == 4  # a warm-up and the output, twice
+
+
+def test_outputs_mean_their_colours_as_the_inputs_do(run, data):
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, mode in (("p0", "RGB"), ("p1", "L")):
+        with Image.open(data / f"lq/{name}.png") as picture:
+            picture.convert(mode).save(data / f"lq/{name}.png", icc_profile=icc)
+    results, _ = run(metrics=("psnr",), limit=2)
+    for picture, expected in zip(results["pictures"], (icc, None), strict=True):
+        for method in ("bicubic", "throw-away M1N2"):
+            with Image.open(data / "report" / picture["outputs"][method]) as output:
+                assert (output.mode, output.info.get("icc_profile")) == ("RGB", expected)
+
+
+def test_foreign_outputs_bring_their_times(run, data):
+    (data / "peer/seconds.json").write_text('{"p1": 2, "p2": 0.5, "other": 9}')
+    results, said = run(metrics=("psnr",))
+    assert [picture["seconds"]["peer"] for picture in results["pictures"]] == [None, 2, 0.5]
+    method = results["methods"][2]
+    assert method["seconds_per_picture"] == 1.25
+    assert method["seconds_per_mp"] == pytest.approx(2.5 / (2 * 88 * 80 / 1e6))
+    assert not any("seconds.json" in line for line in said)
+
+
+def test_the_networks_of_metrics_have_their_hash(run, tmp_path, monkeypatch):
+    entry = replace(METRIC_ENTRIES["dists"], load=lambda folder: lambda sr, gt: 0.5)
+    monkeypatch.setitem(METRIC_ENTRIES, "dists", entry)
+    (tmp_path / "vgg16_conv.safetensors").write_bytes(b"weights")
+    results, _ = run(metrics=("dists", "psnr"), limit=1, weights=tmp_path)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert results["metrics"]["dists"]["sha256"] == {"vgg16_conv.safetensors": digest}
+    assert "sha256" not in results["metrics"]["psnr"]
 
 
 def test_another_model_of_the_same_name_is_run_anew(run, data, runs, model_folder):

@@ -73,6 +73,22 @@ def test_verdict_compares_within_groups_only(results):
     assert [re.findall(r"between (\w) and (\w)", s) for s in sentences] == [[("a", "b")], [("a", "c")], [("b", "c")]]
 
 
+def test_the_budget_tells_what_arms_share_from_what_they_do_not(parts):
+    def arm(group, *phases):
+        return {"group": group, "phases": [f"{name}-{steps}" for name, steps in phases]}
+
+    phases = [{"name": f"{name}-{n}", "settings": {"steps": n}} for name in "abcd" for n in (50, 100, 2000)]
+    alone = [arm("", ("a", 100)), arm("", ("b", 100))]
+    assert parts.budget(alone, phases) == "100 steps an arm"
+    assert parts.budget([*alone, arm("z", ("c", 100)), arm("z", ("d", 100))], phases) == "100 steps an arm"
+    after = [arm("x", ("a", 2000), ("b", 50)), arm("x", ("a", 2000), ("c", 50))]
+    assert parts.budget(after, phases) == "2,000 steps that the arms share, then 50 an arm"
+    apart = [arm("y", ("a", 100), ("b", 50)), arm("y", ("c", 100), ("d", 50))]
+    assert parts.budget([*apart, *after], phases) == (
+        "150 steps an arm (y); 2,000 steps that the arms share, then 50 an arm (x)"
+    )
+
+
 def test_a_figure_without_an_interval_is_shown_alone(results):
     mean = {"mean": 12.5, "low": None, "high": None}
     method = {"name": "a", "trained_on": ["fid"], "seconds_per_mp": None, "means": {"fid": mean}}

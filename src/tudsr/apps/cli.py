@@ -1,6 +1,7 @@
 """The command `tudsr`. Only typer is imported here: torch and all else wait until a command needs them."""
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,11 +85,11 @@ def upscale(
     """Enlarge pictures and folders of pictures.
 
     Folders are searched at every depth and their structure is kept. Exit code 0: all done; 1: some pictures of several
-    failed, each named on stderr; 2: nothing could be done.
+    failed, or all, each named on stderr; 2: nothing could be begun, or the only picture failed.
     """
     from tudsr.apps.remote import plan_tasks
 
-    plan_tasks(inputs, output)  # a wrong path is said before torch takes seconds to import
+    tasks, folder = plan_tasks(inputs, output)  # a wrong path is said before torch takes seconds to import
     from tudsr.apps.engines import upscale_all
     from tudsr.apps.upscale import Run, make_request
 
@@ -103,7 +104,7 @@ def upscale(
         compare=compare, memory=memory, engine=engine, address=address, workers=workers,
         split=split,
     )  # fmt: skip
-    raise typer.Exit(1 if upscale_all(inputs, output, request, run) else 0)
+    raise typer.Exit(1 if upscale_all(tasks, folder, request, run) else 0)
 
 
 @app.command()
@@ -177,7 +178,12 @@ def evaluate(
     scale: Annotated[float, typer.Option(help="Ratio of the outputs to the inputs, at least 1.")],
     gt: Annotated[Path | None, typer.Option(help="Folder of true pictures, paired with the inputs by name.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Embedded name, folder or hub id; may come again.")] = None,
-    outputs: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Outputs of something else.")] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR", help="Outputs of something else; a seconds.json there, {stem: seconds}, times it."
+        ),
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="Names with commas between, pyiqa's too.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="M4, N4, M2N2, M8, N8 and M4N2 of one model.")] = False,
     ways: Annotated[str | None, typer.Option(help="Some of these, of the same scale; for example M4,M2N2.")] = None,
@@ -218,7 +224,7 @@ def degrade(
     scale: Annotated[int, typer.Option(min=1, help="Ratio of the photos to their degraded partners.")],
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
 ) -> None:
-    """Make a paired test set from sharp photos, the same bytes every time."""
+    """Make a paired test set from sharp photos, the same bytes every time under constraints.txt."""
     from tudsr.apps.degrade import run_degrade
 
     typer.echo("\n".join(run_degrade(source, out, preset, scale, seed)))
@@ -269,6 +275,8 @@ def bench(
 
 def main() -> None:
     """Run the command; an error that the user can mend is one sentence on stderr and exit code 2 (Ctrl-C: 130)."""
+    # Whoever ends this from outside does not mean that the picture in work kills it: what is in work is noted so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names are bytes, and not all of them are text

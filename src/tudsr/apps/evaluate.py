@@ -74,7 +74,8 @@ class _Tasks:
 def table_lines(results: Mapping[str, Any]) -> list[str]:
     """Return the means as aligned text: a row for each method.
 
-    * is beside the best figure, ° where it was a loss, and in brackets how many pictures have it where not all do.
+    * is beside the best figure of each scale, ° where it was a loss, and in brackets how many pictures have it where
+    not all do.
     """
     names = list(results["metrics"])
     rows = [["method", *names, "s/MP"]]
@@ -90,7 +91,8 @@ def _cell(results: Mapping[str, Any], method: Mapping[str, Any], metric: str) ->
     mean = method["means"].get(metric)
     if mean is None:
         return "–"
-    others = [other["means"][metric] for other in results["methods"] if metric in other["means"]]
+    peers = [other["means"] for other in results["methods"] if other["scale"] == method["scale"]]
+    others = [means[metric] for means in peers if metric in means]
     most = max(other["count"] for other in others)  # means over fewer pictures are of other ones: none of them is best
     rivals = [other["mean"] for other in others if other["count"] == most]
     best = max(rivals) if results["metrics"][metric]["direction"] == "higher" else min(rivals)

@@ -1,4 +1,4 @@
-"""Paired test sets: sharp photos and their degraded partners, the same bytes every time."""
+"""Paired test sets: sharp photos and their degraded partners, the same bytes every time under constraints.txt."""
 
 import json
 import platform
@@ -20,6 +20,10 @@ from tudsr.image import Picture, read_picture, write_picture
 
 RECORD = "degraded.json"
 FORMAT = 1
+DEGRADATION = 1
+"""Of the code that makes a pair, here and in tudsr.data: raise it when the same settings give other pixels than before.
+What was made under another number is made anew."""
+PARTS = "gt", "lq"
 
 Progress = Callable[[int, int], None]
 
@@ -50,8 +54,8 @@ def make_set(source: Path, out: Path, config: SetConfig, progress: Progress) -> 
     Raises:
         ConfigError: for an unknown preset.
         DataError: when the source is not a folder or holds no photo.
-        InputError: for a scale or seed out of range, two photos of one name, an `out` that lies among the photos or
-            holds another set, or when no photo can be used.
+        InputError: for a scale or seed out of range, two photos of one name, an `out` that lies among the photos, would
+            be written over them or holds another set, or when no photo can be used.
     """
     _check(source, out, config)
     photos = find_photos(source)
@@ -81,6 +85,9 @@ def _check(source: Path, out: Path, config: SetConfig) -> None:
         raise InputError(f"--seed {config.seed}: a whole number from 0 up, below 2^63, is expected.")
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError(f"{out}: the set would lie among the photos of {source}; name a folder elsewhere.")
+    for part in PARTS:
+        if (out / part).resolve() in (source.resolve(), *source.resolve().parents):
+            raise InputError(f"{out}: its {part} would be written over the photos of {source}; name another folder.")
     check_folder(out)
 
 
@@ -98,6 +105,7 @@ def _new_record(config: SetConfig) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
+        "degradation": DEGRADATION,
     }
     return {
         "format": FORMAT, **config.model_dump(), "versions": versions, "photos": {}, "files": {}, "skipped": [],
@@ -120,7 +128,7 @@ def _old_record(out: Path, record: dict[str, Any]) -> dict[str, Any]:
 def _add(record: dict[str, Any], old: dict[str, Any], out: Path, path: Path, index: int, config: SetConfig) -> None:
     """Make one pair, unless it is there, and note it; the record is written each time, so that a kill loses little."""
     photo = {"index": index, "sha256": sha256_file(path)}
-    names = {part: f"{part}/{path.stem}.png" for part in ("gt", "lq")}
+    names = {part: f"{part}/{path.stem}.png" for part in PARTS}
     known = old.get("versions") == record["versions"] and old["photos"].get(path.stem) == photo
     hashes = {name: old["files"].get(name) for name in names.values()} if known else {}
     finished = known and all(_is(out / name, digest) for name, digest in hashes.items())

@@ -1,17 +1,20 @@
 """What can be measured: bicubic, a model's ways of splitting a scale, and folders of foreign outputs."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from tudsr.checkpoint import sha256_file, weight_hashes
-from tudsr.config import ModelConfig
+from tudsr.config import ModelConfig, read_object
+from tudsr.errors import ConfigError
 from tudsr.eval.metrics import ShiftedRun
+from tudsr.eval.pairs import SECONDS_JSON
 from tudsr.find import CONFIG_NAME, find_model
 from tudsr.image import Picture
 from tudsr.pipeline import TUDSR
@@ -55,6 +58,7 @@ class Method:
         sha256: of a model's weight files and settings.
         trained_on: metrics that this model's losses were.
         request: what is asked of a model.
+        seconds: what each foreign output took, by its file's stem, as far as somebody wrote it down.
         open: load what the method needs and return the function that enlarges; None for foreign outputs.
         shifted: run a model twice for the seam metric; None for what has no windows.
     """
@@ -68,6 +72,7 @@ class Method:
     sha256: Mapping[str, str] | None = None
     trained_on: tuple[str, ...] = ()
     request: Request | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
     open: Callable[[], Run] | None = None
     shifted: Callable[[Tensor], ShiftedRun] | None = None
 
@@ -76,6 +81,7 @@ class Method:
         return {
             "name": self.name,
             "kind": self.kind,
+            "scale": _short(self.scale),
             "path": self.path,
             "m": _short(self.m),
             "n": _short(self.n),
@@ -98,8 +104,16 @@ def bicubic(scale: float) -> Method:
 
 
 def foreign(name: str, folder: Path, scale: float) -> Method:
-    """Return a folder of somebody else's outputs."""
-    return Method(name=name, kind="outputs", scale=scale, path=str(folder))
+    """Return a folder of somebody else's outputs, with the times of its seconds.json where there is one.
+
+    Raises:
+        ConfigError: when that file is not JSON's {stem of an output: seconds that it took}.
+    """
+    seconds = read_object(folder / SECONDS_JSON) if (folder / SECONDS_JSON).is_file() else {}
+    for stem, value in seconds.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ConfigError(f"{folder / SECONDS_JSON}: {stem!r} took {value!r}; seconds above 0 are expected.")
+    return Method(name=name, kind="outputs", scale=scale, path=str(folder), seconds=seconds)
 
 
 def model_methods(

@@ -33,8 +33,8 @@ class Metric:
     true picture, the input, nothing, a `ShiftedRun` of the model itself, or, for a metric of whole sets, the folder of
     true pictures (then the first argument is the folder of outputs); `load(weights_dir)` returns the function
     (sr, reference) -> value, loading its network if it has one; `border_px` tells how much of each side that function
-    leaves out, for who compares with figures of cropped pictures: ours measure pictures whole; `licence` says what the
-    user of somebody else's code has to know.
+    leaves out, for who compares with figures of cropped pictures: ours measure pictures whole; `network` is the key of
+    its network in `tudsr.perceptual.weights.NETS`; `licence` says what the user of somebody else's code has to know.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Metric:
     source: str
     load: Callable[[Path | None], MetricFn]
     border_px: int = 0
+    network: str | None = None
     licence: str = ""
 
     @property
@@ -207,7 +208,7 @@ METRICS: dict[str, Metric] = {
             range=(0.0, float("inf")),
             color_space="Y, BT.601 studio swing",
             reference="gt",
-            source="BasicSR's and pyiqa's psnr on Y; dB",
+            source="BasicSR's psnr on Y; pyiqa's with test_y_channel=True, color_space='ycbcr'; dB",
             load=lambda weights_dir: _psnr_y,
         ),
         Metric(
@@ -225,7 +226,8 @@ METRICS: dict[str, Metric] = {
             range=(0.0, 1.0),
             color_space="Y, BT.601 studio swing, rounded",
             reference="gt",
-            source="pyiqa's ssim, which the papers report: as ssim, on whole luma levels, negative structure set to 0",
+            source="pyiqa's ssim with test_y_channel=True, color_space='ycbcr', which the papers report: as ssim, on "
+            "whole luma levels, negative structure set to 0",
             load=lambda weights_dir: _ssim_pyiqa,
         ),
         Metric(
@@ -235,6 +237,7 @@ METRICS: dict[str, Metric] = {
             color_space="RGB",
             reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on AlexNet",
+            network="alexnet",
             load=lambda weights_dir: _network("lpips", Lpips("alex").load(weights_dir)),
         ),
         Metric(
@@ -244,6 +247,7 @@ METRICS: dict[str, Metric] = {
             color_space="RGB",
             reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on VGG16",
+            network="vgg16",
             load=lambda weights_dir: _network("lpips_vgg", Lpips("vgg").load(weights_dir)),
         ),
         Metric(
@@ -253,6 +257,7 @@ METRICS: dict[str, Metric] = {
             color_space="RGB",
             reference="gt",
             source="Ding et al. 2020, at the pictures' own size",
+            network="vgg16",
             load=lambda weights_dir: _network("dists", Dists().load(weights_dir)),
         ),
         Metric(

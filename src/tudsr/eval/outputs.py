@@ -14,7 +14,7 @@ from tudsr.checkpoint import sha256_file, write_text
 from tudsr.errors import TudsrError
 from tudsr.eval.methods import Method, Run
 from tudsr.eval.pairs import Pair
-from tudsr.image import Picture, read_picture, write_picture
+from tudsr.image import Picture, PictureInfo, read_picture, write_picture
 from tudsr.request import is_out_of_memory
 
 JOURNAL = ".done.json"
@@ -45,20 +45,21 @@ def make_outputs(
     """Return a method's outputs by picture, making those that are not there yet; foreign ones are only listed.
 
     An existing file is taken only when the journal says that it was made of the same input by the same method in the
-    same surroundings, and it has not changed since. The first picture that is made is made twice: the first time, which
-    fills caches, does not count.
+    same surroundings, and it has not changed since; never when nobody can say which code is running (see `_Journal`).
+    The first picture that is made is made twice: the first time, which fills caches, does not count.
 
     Args:
         method: what to run.
         pairs: the inputs.
         folder: where the outputs go.
-        run: what else the outputs depend on (versions, device, dtype), JSON values.
+        run: what else the outputs depend on (versions, commit, device, dtype), JSON values.
         device: that the method computes on, to wait for it.
         skip: called with (file, reason) for each picture that could not be made.
         step: called after each picture.
     """
     if method.open is None:
-        return {pair.name: Output(path=pair.outputs[method.name]) for pair in pairs if method.name in pair.outputs}
+        found = {pair.name: pair.outputs[method.name] for pair in pairs if method.name in pair.outputs}
+        return {name: Output(path=path, seconds=method.seconds.get(name)) for name, path in found.items()}
     journal = _Journal(folder, {**run, **_identity(method)})
     made: dict[str, Output] = {}
     fn: Run | None = None
@@ -93,7 +94,8 @@ def _identity(method: Method) -> dict[str, Any]:
 
 
 def _make(run: Run, pair: Pair, path: Path, device: torch.device, *, warm_up: bool) -> Output:
-    lq = read_picture(pair.lq).pixels
+    picture = read_picture(pair.lq)
+    lq = picture.pixels
     if warm_up:
         run(lq)
     _wait(device)
@@ -101,7 +103,8 @@ def _make(run: Run, pair: Pair, path: Path, device: torch.device, *, warm_up: bo
     sr = run(lq)
     _wait(device)
     seconds = time.perf_counter() - begun
-    write_picture(path, Picture(pixels=sr))
+    icc = None if picture.info.grey else picture.info.icc  # the output has colours, which a profile of grey cannot mean
+    write_picture(path, Picture(pixels=sr, info=PictureInfo(icc=icc)))
     return Output(path=path, seconds=seconds)
 
 
@@ -114,11 +117,17 @@ def _wait(device: torch.device) -> None:
 
 
 class _Journal:
-    """What is known of the files in one folder of outputs; nothing, when it tells of another run."""
+    """What is known of the files in one folder of outputs.
+
+    That is nothing when it tells of another run, or when the code has no name: a commit that ends in «+» (a working
+    copy with changes) or is «unknown» may stand for other code each time.
+    """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self._folder, self._run = folder, run
         self._pictures: dict[str, Any] = {}
+        if run["commit"] == "unknown" or run["commit"].endswith("+"):
+            return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no journal, or no whole one: no trust
             found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
             if found["run"] == json.loads(json.dumps(run)):

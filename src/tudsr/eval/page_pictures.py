@@ -85,7 +85,8 @@ def page_pictures(
 def load_views(entry: dict[str, Any], results: dict[str, Any], report_dir: Path) -> tuple[list[View], list[str]]:
     """Read all views of one picture: outputs in the order of the methods, then the true picture, then the input.
 
-    The input is enlarged by bicubic; it is left out where bicubic is among the methods already.
+    A larger true picture is cropped at its bottom and right. The input is enlarged by bicubic; it is left out where
+    bicubic is among the methods already.
 
     Args:
         entry: one of results["pictures"].
@@ -105,6 +106,8 @@ def load_views(entry: dict[str, Any], results: dict[str, Any], report_dir: Path)
                 height, width = views[0].pixels.shape[:2]
                 picture = Picture(pixels=upsample(picture.pixels, height, width).clamp(-1, 1), info=picture.info)
             pixels = picture_like(Picture(pixels=picture.pixels), np.empty((1, 1, 3), np.uint8))
+            if kind == "gt" and views:  # larger where the scale does not divide its sides: cropped as it was to measure
+                pixels = pixels[: views[0].pixels.shape[0], : views[0].pixels.shape[1]]
             if views and pixels.shape != views[0].pixels.shape:
                 size, wanted = (f"{p.shape[1]}x{p.shape[0]}" for p in (pixels, views[0].pixels))
                 raise InputError(f"{size} pixels came, {wanted} as the other outputs' is accepted")

@@ -11,6 +11,9 @@ from tudsr.errors import InputError
 from tudsr.image import read_picture
 from tudsr.resize import crop, output_size
 
+SECONDS_JSON = "seconds.json"
+"""What each output in a folder took, see `methods.foreign`: the one file beside pictures that goes without saying."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -62,8 +65,8 @@ def find_pairs(
         limit: keep the first so many pairs.
 
     Returns:
-        The pairs, sorted by the input's path, and what has no partner. Partners that only `limit` left out count as
-        found.
+        The pairs, sorted by the input's path, and what has no partner or another suffix than pictures have. Partners
+        that only `limit` left out count as found.
 
     Raises:
         DataError: when one of the folders is not there or holds no picture.
@@ -98,9 +101,13 @@ def find_pairs(
 
 def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in PHOTO_SUFFIXES and path.is_symlink() and not path.exists():
-            skipped.append(Skipped(file=str(path), reason="a link to nothing"))
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PHOTO_SUFFIXES:
+            if path.is_symlink() and not path.exists():
+                skipped.append(Skipped(file=str(path), reason="a link to nothing"))
+        elif path.is_file() and path.name != SECONDS_JSON and not path.name.startswith("."):
+            known = ", ".join(sorted(PHOTO_SUFFIXES))
+            skipped.append(Skipped(file=str(path), reason=f"not of a kind that is measured ({known})"))
     for path in find_photos(folder):
         first = found.setdefault(path.stem, path)
         if first != path:

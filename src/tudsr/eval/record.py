@@ -15,13 +15,19 @@ from tudsr.eval.metrics import Metric
 from tudsr.eval.page import write_page
 from tudsr.eval.pairs import Pair
 from tudsr.image_spool import read_header
+from tudsr.perceptual.weights import find_weights
 from tudsr.resize import output_size
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
 
 
-def metric_record(metric: Metric) -> dict[str, Any]:
-    """Return what results.json says of a metric; an open end of its range is null."""
+def metric_record(metric: Metric, weights_dir: Path | None) -> dict[str, Any]:
+    """Return what results.json says of a metric; an open end of its range is null.
+
+    Args:
+        metric: which.
+        weights_dir: the folder that it was loaded with, to find the file of its network again.
+    """
     record = {
         "direction": metric.direction,
         "range": [end if math.isfinite(end) else None for end in metric.range],
@@ -30,7 +36,12 @@ def metric_record(metric: Metric) -> dict[str, Any]:
         "reference": metric.reference,
         "source": metric.source,
     }
-    return record | ({"licence": metric.licence} if metric.licence else {})
+    network = None if metric.network is None else find_weights(metric.network, weights_dir)
+    return (
+        record
+        | ({"sha256": {network.name: sha256_file(network)}} if network else {})
+        | ({"licence": metric.licence} if metric.licence else {})
+    )
 
 
 def picture_record(

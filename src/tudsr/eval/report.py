@@ -105,7 +105,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
         "machine": machine(device, config.dtype),
         "scale": config.scale,
         "config": config.model_dump(mode="json"),
-        "metrics": {metric.name: metric_record(metric) for metric in metrics},
+        "metrics": {metric.name: metric_record(metric, config.weights) for metric in metrics},
         "methods": [method_record(method, metrics, pictures, sets[method.name]) for method in methods],
         "pictures": pictures,
         "skipped": [{"file": one.file, "reason": one.reason} for one in skipped],

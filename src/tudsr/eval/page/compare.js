@@ -5,8 +5,10 @@ const picture = () => data.pictures[state.picture];
 
 /** The view of a side; a picture that lacks the chosen one shows another, not the other side's if possible. */
 function viewOf(side) {
-  const views = picture().views, other = side === "left" ? state.right : state.left;
-  return views.find((view) => view.id === state[side]) || views.find((view) => view.id !== other) || views[0];
+  const { views } = picture();
+  const chosen = (of) => views.find((view) => view.id === state[of]);
+  const left = chosen("left") || views.find((view) => view.id !== state.right) || views[0];
+  return side === "left" ? left : chosen("right") || views.find((view) => view !== left) || left;
 }
 
 /** A stage holds both views; what it shows is set by `refresh`, where it is cut by the property --at. */
@@ -86,13 +88,14 @@ function drawPictureTable() {
   const { figures, seconds: times, views } = picture();
   const methods = data.methods.filter((method) => method.name in figures);
   const value = (method, metric) => (figures[method.name] || {})[metric];
-  const best = Object.fromEntries(metrics.map((metric) => [metric, bestOf(methods.map((m) => value(m, metric)), metric)]));
+  const best = ofScale(methods, (peers) => Object.fromEntries(
+    metrics.map((metric) => [metric, bestOf(peers.map((m) => value(m, metric)), metric)])));
   const sides = ["left", "right"].map((side) => viewOf(side));
   const rows = methods.map((method) => {
     const view = views.find((v) => v.kind === "method" && v.name === method.name);
     const where = view && ["left", "right"].filter((_, i) => sides[i] === view).join(", ");
     const cells = metrics.map((metric) =>
-      figureCell(value(method, metric), metric, best[metric], (method.trained_on || []).includes(metric)));
+      figureCell(value(method, metric), metric, best(method)[metric], (method.trained_on || []).includes(metric)));
     const time = timed ? [el("td", { className: "figure" }, seconds((times || {})[method.name]))] : [];
     return el("tr", { className: where ? "chosen" : "" },
       el("th", { scope: "row" }, method.name, where ? el("small", {}, where) : null), ...cells, ...time);

@@ -59,6 +59,13 @@ const bestMeans = (methods) => Object.fromEntries(metrics.map((metric) => {
   return [metric, bestOf(means.filter((mean) => (mean.count || 0) === most).map((mean) => mean.mean), metric)];
 }));
 
+/** Return a function (method) → what `call` makes of all methods of its scale: figures of other scales are no rivals. */
+function ofScale(methods, call) {
+  const scales = [...new Set(methods.map((method) => method.scale))];
+  const found = new Map(scales.map((scale) => [scale, call(methods.filter((method) => method.scale === scale))]));
+  return (method) => found.get(method.scale);
+}
+
 const metricHead = (metric) => el("th", { scope: "col", className: "figure" }, `${metric} `, el("i", {}, arrow(metric)));
 
 function fillTable(id, head, rows) {
@@ -93,11 +100,11 @@ function sortBy(key) {
 
 const methodRows = new Map();
 function drawTable() {
-  const best = bestMeans(data.methods);
+  const best = ofScale(data.methods, bestMeans);
   for (const method of data.methods) {
     const name = el("th", { scope: "row" }, el("span", { className: `dot ${method.kind}` }), method.name);
     const time = timed ? [el("td", { className: "figure" }, seconds(method.seconds_per_mp))] : [];
-    methodRows.set(method, el("tr", {}, name, ...metrics.map((metric) => meanCell(method, metric, best[metric])), ...time));
+    methodRows.set(method, el("tr", {}, name, ...metrics.map((metric) => meanCell(method, metric, best(method)[metric])), ...time));
   }
   const head = columns.map((key) => {
     const text = key === "name" ? "method" : key === "seconds_per_mp" ? "s\u00a0/\u00a0MP " : `${key} `;
@@ -107,8 +114,8 @@ function drawTable() {
   });
   fillTable("table", head, methodRows.values());
   const trained = data.methods.some((m) => (m.trained_on || []).some((metric) => metric in data.metrics));
-  $("legend").textContent = "Means over the pictures, 95 % bootstrap intervals below them; best in bold; ↑ higher, ↓ "
-    + "lower is better. " + (timed ? "s\u00a0/\u00a0MP: seconds per megapixel of output. " : "")
+  $("legend").textContent = "Means over the pictures, 95 % bootstrap intervals below them; best of each scale in bold; "
+    + "↑ higher, ↓ lower is better. " + (timed ? "s\u00a0/\u00a0MP: seconds per megapixel of output. " : "")
     + (trained ? "† The metric was one of this model’s training losses, so it flatters the model. " : "")
     + "Click the head of a column to sort by it.";
 }
@@ -117,9 +124,8 @@ function drawTable() {
 function drawAblation() {
   const methods = (data.ablation || []).map((name) => data.methods.find((m) => m.name === name)).filter(Boolean);
   $("ablation").hidden = !methods.length;
-  const total = (method) => (method.m || 1) * (method.n || 1);
-  const rows = [...new Set(methods.map(total))].flatMap((scale) => {
-    const block = methods.filter((method) => total(method) === scale);
+  const rows = [...new Set(methods.map((method) => method.scale))].flatMap((scale) => {
+    const block = methods.filter((method) => method.scale === scale);
     const best = bestMeans(block);
     return block.map((method, index) => el("tr", { className: index ? "" : "block" },
       el("th", { scope: "row" }, method.name), el("td", {}, `×${scale}`),
