@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--stages", default="1,2")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="as for tudsr train")
+    parser.add_argument("--most-mb", type=float, help="end with 1 where a peak is above that")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -73,6 +74,8 @@ def main() -> None:
     for case in cases:
         case["seconds"] = machine.spread(case["seconds"])
     machine.write(args.out, {"benchmark": "train_step", "model": Path(args.model).name, "stages": cases})
+    if args.most_mb is not None and any(case["peak_mb"] > args.most_mb for case in cases):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks/vae-work.md: work of sd21's parts, counted on shapes without a single weight.
+"""The tables of docs/benchmarks/vae-work.md: work and memory of sd21's parts, counted without a single number.
 
 python benchmarks/vae_work.py
 """
@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tudsr.backbones import Backbone, blueprint
+from tudsr.backbones.tiled_vae import TiledVAE
 from tudsr.config import ModelConfig
-from tudsr.cost import META, window_cost
+from tudsr.cost import META, LiveBytes, window_cost
 from tudsr.folder import Model
 from tudsr.windows import plan_windows
 
@@ -106,9 +108,26 @@ def whole_table() -> list[str]:
     return table(("picture", "windows", "by windows", "whole", "of which attention"), rows)
 
 
+@torch.no_grad()
+def whole_memory_table() -> list[str]:
+    """Return the bytes of tensors alive at once while the autoencoder sees the whole picture, weights left out."""
+    rows = []
+    for side in (PICTURE_PX // 4, PICTURE_PX // 2, PICTURE_PX):
+        figures = []
+        for dtype in (torch.float32, torch.bfloat16):
+            net = TiledVAE(nn.Module.to(shapes().backbone.vae, dtype))
+            runs = (net.encode, (3, side, side)), (net.decode, (4, side // 8, side // 8))
+            for run, shape in runs:  # on meta alone nothing could go from one device to another
+                with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(net) as live:
+                    run(torch.empty(1, *shape, device=META, dtype=dtype))
+                figures.append(f"{live.most / 1e6:,.0f}")
+        rows.append((f"{side}²", *figures))
+    return table(("picture", "float32: encode", "decode", "bfloat16: encode", "decode"), rows)
+
+
 def tables() -> list[list[str]]:
     """Return all tables of the page."""
-    return [parts_table(), halo_table(), whole_table()]
+    return [parts_table(), halo_table(), whole_table(), whole_memory_table()]
 
 
 if __name__ == "__main__":

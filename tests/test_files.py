@@ -1,5 +1,6 @@
 """Picture files in little memory: the same bytes as in much, and a killed run goes on where it was."""
 
+import errno
 import json
 import re
 import signal
@@ -255,9 +256,9 @@ def test_fewer_windows_run_together_where_the_user_says_so(model, tmp_path):
     source, target = tmp_path / "in.png", tmp_path / "out.png"
     save(source, "RGB")
     leave(model, source, target, Request(scale=4), fitted(batch=3))
-    found = files._begun(model, source, target, model.settled(Request(scale=4, batch=2)), 2, print)
-    assert found.batch == 2
-    assert files._begun(model, source, target, model.settled(Request(scale=4)), None, print).batch == 3
+    for wish, batch, wanted in ((Request(scale=4, batch=2), 2, 2), (Request(scale=4), None, 3)):
+        job = files._FileJob(model, source, target, work_folder(target), model.settled(wish), print)
+        assert job._begun(batch).batch == wanted
 
 
 def test_with_too_little_for_the_earlier_windows_finished_passes_are_kept(model, tmp_path):
@@ -393,6 +394,58 @@ def test_a_second_run_at_the_same_output_is_refused(model, tmp_path, on_disk):
         upscale_file(model, tmp_path / "in.png", target, Request(scale=2))
 
 
+def test_a_disk_without_locks_stops_nobody(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with spooled.alone(tmp_path / "x.lock", tmp_path / "out.png"):
+        pass
+
+
+def test_a_damaged_picture_leaves_no_work_behind(model, tmp_path, on_disk):
+    save(tmp_path / "in.png", "RGB")
+    data = (tmp_path / "in.png").read_bytes()
+    (tmp_path / "in.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError):
+        upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_work_lies_where_the_caller_says(model, tmp_path, on_disk):
+    save(tmp_path / "in.png", "RGB")
+    (tmp_path / "place").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spooled, "encode_spooled", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            upscale_file(model, tmp_path / "in.png", tmp_path / "a.png", Request(scale=2), work=tmp_path / "place/w")
+    assert (tmp_path / "place/w/output.raw").exists()
+    said = []
+    upscale_file(
+        model, tmp_path / "in.png", tmp_path / "a.png", Request(scale=2), work=tmp_path / "place/w", say=said.append
+    )
+    assert any("going on with what an earlier run left" in line for line in said)
+    assert not any((tmp_path / "place").iterdir())
+
+
+def test_a_fourth_band_without_a_name_is_decoded_in_memory_and_counted(tmp_path):
+    tifffile.imwrite(tmp_path / "in.tif", noise(45, 61, 4), photometric="rgb", extrasamples=["unspecified"])
+    header = read_header(tmp_path / "in.tif")
+    assert not header.streams
+    assert header.decode_bytes >= 45 * 61 * 8
+    found = spool_input(tmp_path / "in.tif", header, tmp_path / "raw")
+    assert (tmp_path / "raw").stat().st_size == np.prod(found.shape)
+
+
+def test_what_libvips_finds_otherwise_is_decoded_in_memory(tmp_path):
+    save(tmp_path / "in.png", "RGBA")
+    said = replace(read_header(tmp_path / "in.png"), channels=3)
+    assert spool_input(tmp_path / "in.png", said, tmp_path / "raw").channels == 4
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["in.png", "raw"]
+
+
 @pytest.mark.parametrize("suffix", [".bmp", ".webp"])
 def test_formats_that_are_not_written_by_strips_stay_in_memory_or_are_refused(model, tmp_path, suffix):
     """Whatever else saves memory is tried, and the least that is named is that without the disk."""
@@ -426,6 +479,7 @@ def test_a_missing_libvips_names_the_extra(model, tmp_path, on_disk, monkeypatch
     monkeypatch.setitem(sys.modules, "pyvips", None)
     with pytest.raises(InputError, match=r"pip install 'tudsr\[huge\]'"):
         upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
 KILLED = """

@@ -23,7 +23,7 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model, load_model
-from tudsr.machine import free_bytes, resident_bytes, share_memory
+from tudsr.machine import free_bytes, resident_bytes, sharing_memory
 from tudsr.memory import Need, _window_bound, fit, has_room
 from tudsr.planner import plan_passes
 from tudsr.request import Request, until_it_fits
@@ -166,11 +166,22 @@ def test_the_machine_is_asked(monkeypatch):
     assert 0 < resident_bytes() < 10**12
     monkeypatch.setattr(machine, "_container_bytes", lambda: 1000)
     assert free_bytes(torch.device("cpu")) == 850
-    share_memory(4)
-    try:
+
+
+def test_processes_that_share_a_machine_get_equal_parts_whenever_they_ask(monkeypatch):
+    """Of 1000 bytes in all, 850 are for four; what the others hold already is of their parts, not gone."""
+    held = {"own": 0, "a": 0, "b": 0}
+    monkeypatch.setattr(machine, "_private_bytes", lambda process: held.get(process, held["own"]))
+    monkeypatch.setattr(machine, "_container_bytes", lambda: 1000 - sum(held.values()))
+    with sharing_memory(4, lambda: ["a", "b"]):
         assert free_bytes(torch.device("cpu")) == 212
-    finally:
-        share_memory(1)
+        held.update(a=212, b=212)
+        assert free_bytes(torch.device("cpu")) == 212
+        held.update(own=100)
+        assert free_bytes(torch.device("cpu")) == 112
+        held.update(own=500)
+        assert free_bytes(torch.device("cpu")) == 0
+    assert free_bytes(torch.device("cpu")) == int(76 * 0.85)
 
 
 @pytest.mark.parametrize(

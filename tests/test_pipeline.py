@@ -1,5 +1,7 @@
 """The pipeline: exact sizes, every kind of picture, windows, colour fixes, and what it leaves behind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -292,6 +294,23 @@ def test_adapters_flags_and_mode_are_put_back(tudsr, monkeypatch, fails):
     assert all("forward" not in vars(layer) for layer in layers)
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
     net.requires_grad_(False).eval()
+
+
+def test_an_error_that_somebody_still_looks_at_spoils_no_later_picture(tudsr, monkeypatch):
+    """Its traceback keeps the rows that were being made, and with them a merged adapter and a stage's constants."""
+    picture, wishes = noise(9, 7), {"scale": 4, "t1": 200, "t2": 900}
+    wanted = result(tudsr, picture, **wishes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(COLOR_FIXES, "wavelet", replace(COLOR_FIXES["wavelet"], rows=_taken_then_fails))
+        with pytest.raises(MemoryError) as kept:
+            result(tudsr, picture, **wishes)
+    assert torch.equal(result(tudsr, picture, **wishes), wanted)
+    assert kept.value.__traceback__ is not None
+
+
+def _taken_then_fails(rows, *_):
+    next(rows)
+    raise MemoryError
 
 
 def test_progress_counts_the_windows_of_all_passes(tudsr):

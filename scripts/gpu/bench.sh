@@ -27,7 +27,10 @@ upscale 128 4 -graphs --options '{"graphs": true}'
 upscale 256 8 -graphs --options '{"graphs": true, "batch": 1}'
 upscale 256 8 ''
 step profile benchmarks/profile_ops.py --model "$model" --side 256 --scale 8 --out "$out/sd21-profile-256-x8.json"
-step train benchmarks/train_step.py --model "$model" --steps 8 --set 'discriminator_options={"weights":"random"}' \
-  --out "$out/sd21-train-step.json"
+for stage in 1 2; do  # the loop as in the paper, and what is done survives what is not
+  EACH=${EACH:-150} step "train-$stage" benchmarks/train_step.py --model "$model" --stages "$stage" --steps 8 --most-mb 24000 \
+    --set 'discriminator_options={"weights":"random"}' --set loop=paper --set loss_crop_px=null \
+    --out "$out/sd21-train-step-$stage.json"
+done
 step memory benchmarks/memory.py --strict --model "$model" --runs 256x256x8@8GB,256x256x8@4GB --out "$out/sd21-memory.json"
 exit "$failed"

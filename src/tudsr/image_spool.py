@@ -93,6 +93,7 @@ def _header(image: Image.Image) -> Header:
     orientation, exif = split_exif(image, notes) if image.format != "PNG" or "exif" in image.info else (1, None)
     turned = orientation >= 5 and image.format != "TIFF"  # of a TIFF, Pillow gives the sides as they are seen
     known = image.mode in _MODES and "transparency" not in image.info and tags.get(284, 1) == 1 and not notes
+    known = known and tags.get(277, _MODES[image.mode]) == _MODES[image.mode]  # a band that nobody names is not shown
     header = Header(
         height=image.width if turned else image.height,
         width=image.height if turned else image.width,
@@ -153,10 +154,8 @@ def spool_input(path: Path, header: Header, raw: Path) -> Header:
     Raises:
         InputError: when the picture cannot be decoded, or libvips is needed and not installed.
     """
-    if header.streams:
-        with atomic_path(raw) as part:
-            if _streamed(path, header, part):
-                return header
+    if header.streams and _streamed(path, header, raw):
+        return header
     raster = decode_file(path)
     with atomic_path(raw) as part:
         raster.values.tofile(part)
@@ -177,7 +176,8 @@ def _streamed(path: Path, header: Header, raw: Path) -> bool:
         bits = {"uchar": 8, "ushort": 16}.get(image.format)
         if (image.height, image.width, image.bands, bits) != (*header.shape, header.bits):
             return False
-        image.rawsave(str(raw))
+        with atomic_path(raw) as part:
+            image.rawsave(str(part))
         return True
     except vips.Error as error:
         raise InputError(f"{path}: cannot be decoded ({' '.join(str(error).split())}).") from error
@@ -247,15 +247,17 @@ def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None 
 def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None, quality: int) -> None:
     """Write by libvips, from a TIFF on disk: it would map plain numbers, which counts as memory."""
     vips = libvips()
-    with atomic_path(part.with_name(f"{part.stem}-flat.tif")) as flat:
+    flat = part.with_name(f"{part.stem}-flat.tif")
+    try:
         _write_tiff(flat, rows, icc, level=None, flat=True)
-        try:
-            image = vips.Image.new_from_file(str(flat), access="sequential").copy()
-            if exif:
-                image.set_type(vips.GValue.blob_type, "exif-data", exif)
-            image.write_to_file(str(part), Q=quality, subsample_mode="off")
-        except vips.Error as error:
-            raise InputError(f"{part}: cannot be written ({' '.join(str(error).split())}).") from error
+        image = vips.Image.new_from_file(str(flat), access="sequential").copy()
+        if exif:
+            image.set_type(vips.GValue.blob_type, "exif-data", exif)
+        image.write_to_file(str(part), Q=quality, subsample_mode="off")
+    except vips.Error as error:
+        raise InputError(f"{part}: cannot be written ({' '.join(str(error).split())}).") from error
+    finally:
+        flat.unlink(missing_ok=True)
 
 
 def libvips() -> Any:

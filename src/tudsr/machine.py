@@ -1,18 +1,23 @@
 """The machine that figures were made on: what it is, which code ran, and how fast it multiplies matrices."""
 
+import contextlib
 import math
 import os
 import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tudsr.device import pick_dtype
+
+if TYPE_CHECKING:
+    import psutil
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
@@ -21,7 +26,7 @@ _CGROUP_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-_sharing = 1
+_sharing: "tuple[int, Callable[[], list[psutil.Process]]] | None" = None
 _LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
 _MATMUL_SIDE = {"cuda": 8192}
 _MATMUL_SIDE_ELSEWHERE = 2048
@@ -123,13 +128,40 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0] * _LEFT_FREE)
     import psutil
 
-    return int(min(psutil.virtual_memory().available, _container_bytes()) * _LEFT_FREE / _sharing)
+    free = min(psutil.virtual_memory().available, _container_bytes())
+    if _sharing is None:
+        return int(free * _LEFT_FREE)
+    # What the others hold already is of their parts: who asks late must not get a part of what is left.
+    processes, others = _sharing
+    own = _private_bytes(psutil.Process())
+    held = own + sum(map(_private_bytes, others()))
+    return max(0, int((free + held) * _LEFT_FREE / processes) - own)
 
 
-def share_memory(processes: int) -> None:
-    """Have `free_bytes` count with so many processes like this one on this machine, which begin together."""
+@contextlib.contextmanager
+def sharing_memory(processes: int, others: "Callable[[], list[psutil.Process]]") -> Iterator[None]:
+    """Have `free_bytes` give this process an equal part of what so many on this machine may take together.
+
+    Args:
+        processes: with this one, at most, whether they have begun or not.
+        others: finds those that have.
+    """
     global _sharing  # noqa: PLW0603 - it is of the process, as the number of threads is
-    _sharing = processes
+    before, _sharing = _sharing, (processes, others)
+    try:
+        yield
+    finally:
+        _sharing = before
+
+
+def _private_bytes(process: "psutil.Process") -> int:
+    """Return the resident memory that no other process shares."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        found = process.memory_info()
+        return int(found.rss - getattr(found, "shared", 0))
+    return 0
 
 
 def _container_bytes() -> float:

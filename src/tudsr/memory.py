@@ -109,7 +109,9 @@ class Need:
     begun: Request | None = None
 
 
-def has_room(model: Model, size: tuple[int, int], plan: Plan, request: Request, pixel_bytes: int) -> bool:
+def has_room(
+    model: Model, size: tuple[int, int], plan: Plan, request: Request, pixel_bytes: int, waiting: int = 0
+) -> bool:
     """Whether twice what an enlargement can take at most is free, so that nothing is to be chosen or counted.
 
     Counting takes seconds for a large model, this none. The bounds are `_window_bound` for windows, and the UNet once
@@ -119,8 +121,9 @@ def has_room(model: Model, size: tuple[int, int], plan: Plan, request: Request, 
     net, windows = model.backbone, request.windows(model.config.windows)
     grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
     pictures = pictures_bytes(*size, plan, pixel_bytes, request.color) + max(map(rows_bytes, grids)) + _SLACK
-    window = _window_bound(net) * max(grid.window_h * grid.window_w for grid in grids)
-    work = int((request.batch or 1) * window) + sum(weight.nbytes for weight in net.unet.parameters())
+    window = _window_bound(net) + waiting * BYTES_PER_PIXEL
+    side_px = max(grid.window_h * grid.window_w for grid in grids)
+    work = int((request.batch or 1) * window * side_px) + sum(weight.nbytes for weight in net.unet.parameters())
     free = free_bytes(torch.device("cpu"))
     if net.device.type != "cuda":
         return 2 * (pictures + work) < free

@@ -1,8 +1,8 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,7 +45,7 @@ class TUDSR:
     """
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
-        self.model, self.spread, self._graphs = model, spread, Graphs()
+        self.model, self.spread, self._graphs, self._active = model, spread, Graphs(), contextlib.ExitStack()
 
     @classmethod
     def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
@@ -210,19 +210,25 @@ class TUDSR:
                 sr, below = fixed.clamp_(-1, 1), y + fixed.shape[-2]
                 if step.stage == 2 and request.fidelity:
                     # What stage 2 gets is restored already: to restore it again, as its base would, is not truer to it.
-                    sr = sr.lerp(lq_up(y, below, 0, width), request.taken_back)
+                    sr = sr.lerp(lq_up(y, below, 0, width), request.taken_back).clamp_(-1, 1)
                 y = below
                 yield sr
 
         return finished
 
-    def running(self, number: int, request: Request) -> AbstractContextManager[Fn]:
+    def running(self, number: int, request: Request) -> contextlib.AbstractContextManager[Fn]:
         """Make the context that gives what a stage, 1 or 2, makes of windows, (b, 3, h, w), [-1, 1]."""
         return self._inference(self._stage(number, request), request)
 
-    def _inference(self, stage: Stage, request: Request) -> AbstractContextManager[Fn]:
+    @contextlib.contextmanager
+    def _inference(self, stage: Stage, request: Request) -> Iterator[Fn]:
+        if self.spread is not None:
+            yield lambda windows: windows  # others have the weights
+            return
+        self._active.close()  # of rows that nobody asked for to the end, as after an error that somebody still looks at
         run = partial(inference, stage, base_reader(self.model) if request.low_memory else None)
-        return self._graphs.running(stage, run) if request.graphs else run()
+        with contextlib.ExitStack() as self._active:
+            yield self._active.enter_context(self._graphs.running(stage, run) if request.graphs else run())
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
@@ -262,19 +268,18 @@ class TUDSR:
             InputError: when it cannot be done in so little.
         """
         if memory is not None and request.vae == "whole":
-            raise ConfigError(
-                "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
-            )
+            raise ConfigError("memory cannot be kept to with the autoencoder over the whole picture; give one of both.")
         if memory is not None and request.graphs:
             raise ConfigError("memory cannot be kept to with graphs, which keep theirs; give one of the two.")
-        easy = request.vae == "whole" or has_room(self.model, size, plan, request, pixel_bytes)
+        waiting = 0 if self.spread is None else self.spread.waiting
+        easy = request.vae == "whole" or has_room(self.model, size, plan, request, pixel_bytes, waiting)
         if memory is None and easy and more.get("begun") is None:
             return None
         device = self.model.backbone.device
         need = Need(
             shapes=self.shapes, size=size, plan=plan, base=held_bytes(device), batch=request.batch or 1,
-            pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None,
-            waiting=0 if self.spread is None else self.spread.waiting, **more,
+            pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None and not request.graphs,
+            waiting=waiting, **more,
         )  # fmt: skip
         return fit_here(need, request, memory, device)
 
@@ -291,6 +296,4 @@ def _share(progress: Progress | None, counts: list[int], number: int) -> Progres
     return lambda done, _: progress(sum(counts[:number]) + done, sum(counts))
 
 
-def load(model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> TUDSR:
-    """Load a model; see `TUDSR.load`."""
-    return TUDSR.load(model, device, dtype)
+load = TUDSR.load

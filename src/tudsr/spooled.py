@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
-from tudsr.canvas import DiskStore, RowsFrom
+from tudsr.canvas import DiskStore, RowsFrom, read_journal
 from tudsr.checkpoint import sha256_file, write_text
 from tudsr.cost import spooled_bytes
 from tudsr.errors import InputError
@@ -72,17 +73,18 @@ class Spooled:
         model: loaded.
         source: the picture.
         target: the file to write, of one of `image_spool.SPOOLED_FORMATS`.
+        folder: for the work; not there yet, or an earlier run's.
         header: what `read_header` said of the source.
         wish: what the user asks, which decides whether an earlier run's work is of use.
         request: the same, fitted into the memory.
     """
 
     def __init__(
-        self, model: TUDSR, source: Path, target: Path, header: Header, wish: Request, request: Request
+        self, model: TUDSR, source: Path, target: Path, folder: Path, header: Header, wish: Request, request: Request
     ) -> None:
         check_spooled(target)
-        self._model, self._source, self._target, self._header = model, source, target, header
-        self._wish, self._request, self._folder = wish, request, work_folder(target)
+        self._model, self._source, self._target, self._folder = model, source, target, folder
+        self._header, self._wish, self._request = header, wish, request
 
     def run(self, progress: Progress | None, say: Say) -> Enlarged:
         """Enlarge it, or go on with it; see `files.upscale_file`.
@@ -99,10 +101,16 @@ class Spooled:
 
     def _run(self, progress: Progress | None, say: Say) -> Enlarged:
         plan = self._model.plan(self._header.height, self._header.width, self._request)
+        needed = self._check_disk(plan)
         key = run_key(self._model, self._source, self._target, self._wish)
         store = DiskStore(self._folder, key, self._request.model_dump(include={"most_px", "batch"}))
-        self._check_disk(plan, say)
-        header = self._input()
+        more = ", going on with what an earlier run left" if (self._folder / "header.json").is_file() else ""
+        say(f"{self._source}: works on disk, in up to {needed / _MB:.0f} MB beside the output{more}.")
+        try:
+            header = self._input()
+        except InputError:  # there is nothing yet to go on with
+            shutil.rmtree(self._folder)
+            raise
         values = RawFile(self._folder / "input.raw", header.shape, header.dtype)
         size = header.height, header.width
         plan = self._model.plan(*size, self._request)
@@ -134,20 +142,20 @@ class Spooled:
         found |= {name: (self._folder / name).read_bytes() or None for name in ("icc", "exif")}
         return Header(**found | {"notes": tuple(found["notes"])})
 
-    def _check_disk(self, plan: Plan, say: Say) -> None:
+    def _check_disk(self, plan: Plan) -> int:
+        """Return the bytes of disk that the work takes, or refuse."""
         header = self._header
         needed = spooled_bytes(header.height, header.width, plan, header.pixel_bytes, self._request.color)
         if file_format(self._target).name == "JPEG":  # libvips makes it of a flat TIFF
             needed += plan.height * plan.width * header.pixel_bytes
         have = sum(file.stat().st_size for file in self._folder.glob("*"))
-        free = shutil.disk_usage(self._target.parent).free
+        free = shutil.disk_usage(self._folder.parent).free
         if needed > have + free:
             raise InputError(
                 f"{self._source}: {needed / _MB:.0f} MB of disk are needed beside {self._target}, and "
                 f"{(have + free) / _MB:.0f} MB are free."
             )
-        more = ", going on with what an earlier run left" if (self._folder / "header.json").is_file() else ""
-        say(f"{self._source}: works on disk, in up to {needed / _MB:.0f} MB beside the output{more}.")
+        return needed
 
 
 def numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> Iterator[NDArray]:
@@ -163,6 +171,20 @@ def numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> 
         y = below
 
 
+def begun(folder: Path) -> bool:
+    """Whether an earlier run got so far with a picture on disk that there are rows to go on with."""
+    journal = read_journal(folder)
+    return journal is not None and any(journal["rows"].values())
+
+
+def sweep(target: Path) -> None:
+    """Remove what a kill left of the work on a finished picture: its journal was removed first."""
+    folder = work_folder(target)
+    if folder.is_dir() and read_journal(folder) is None:
+        with contextlib.suppress(InputError, OSError), alone(folder.with_suffix(".lock"), target):
+            shutil.rmtree(folder)
+
+
 @contextlib.contextmanager
 def alone(lock: Path, target: Path) -> Iterator[None]:
     """Refuse a second run at the same output, while the first one works."""
@@ -172,16 +194,22 @@ def alone(lock: Path, target: Path) -> Iterator[None]:
         yield
         return
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                raise OSError("a run that just ended took this file away, and another one made a new one")
-        except OSError as error:
-            raise InputError(f"{target}: another run is making it; wait for it or stop it.") from error
+        if not _locked(fcntl, file, lock):
+            raise InputError(f"{target}: another run is making it; wait for it or stop it.")
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _locked(fcntl: ModuleType, file: IO[str], lock: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), lock.stat())  # else a run that ended took this file away
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # some network filesystems know no locks; two runs are then the user's own affair too
+        return True
 
 
 def _pixels(values: RawFile) -> Region:

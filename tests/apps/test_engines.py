@@ -1,8 +1,11 @@
 """The local engine with its journal, pictures behind URLs, and what --engine ray refuses before it starts."""
 
 import json
+import os
 import sys
+import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -17,8 +20,9 @@ from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
 from tudsr.apps.ray_cluster import Share, share_out
-from tudsr.apps.remote import Task, plan_tasks
+from tudsr.apps.remote import Task, plan_tasks, work_place
 from tudsr.apps.upscale import Run
+from tudsr.checkpoint import write_text
 from tudsr.errors import InputError
 from tudsr.request import Request
 from tudsr.spooled import work_folder
@@ -216,13 +220,75 @@ def test_one_attempt_without_an_end_is_followed_by_another(bicubic, photo, tmp_p
     assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
 
 
-def test_a_picture_that_is_half_done_on_disk_goes_on_however_often_it_was_killed(bicubic, photo, tmp_path):
+@pytest.mark.parametrize("rows", [1, 0])
+def test_a_picture_that_is_half_done_on_disk_goes_on_after_all_others(bicubic, photo, tmp_path, monkeypatch, rows):
+    """However often it was killed; one of which there is no row yet is left like any other."""
     photo(tmp_path / "in/a.png")
     for _ in range(3):
         Journal(str(tmp_path / "out")).begin(task(tmp_path / "out"))
-    work_folder(tmp_path / "out/a.png").mkdir()
-    assert run(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
-    assert (tmp_path / "out/a.png").exists()
+    photo(tmp_path / "in/b.png")
+    work = work_folder(tmp_path / "out/a.png")
+    work.mkdir()
+    write_text(work / "journal.json", json.dumps({"key": {}, "how": {}, "rows": {"output": rows}, "made": {}}))
+    monkeypatch.setattr(files._FileJob, "_begun", lambda *_: None)  # the stand-in works in memory only
+    result = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert (result.exit_code, (tmp_path / "out/a.png").exists()) == ((0, True) if rows else (1, False))
+    assert [name for event, name in events(tmp_path / "out")[3:] if event == "began"] == ["b.png", "a.png"][: 1 + rows]
+
+
+def test_what_a_kill_left_of_a_finished_picture_is_removed(bicubic, photo, tmp_path):
+    photo(tmp_path / "in/a.png")
+    photo(tmp_path / "out/a.png")
+    work = work_folder(tmp_path / "out/a.png")
+    work.mkdir()
+    (work / "output.raw").write_bytes(b"rows")
+    write_text(work / "journal.json", json.dumps({"key": {}, "how": {}, "rows": {}, "made": {}}))
+    run(tmp_path / "in", "-o", tmp_path / "out")
+    assert work.exists(), "its journal vouches for it: somebody may go on with it"
+    (work / "journal.json").unlink()
+    run(tmp_path / "in", "-o", tmp_path / "out")
+    assert not work.exists()
+
+
+def test_what_ends_the_work_when_some_is_done_is_reported_and_ends_with_1(bicubic, photo, tmp_path, monkeypatch):
+    for name in "abc":
+        photo(tmp_path / f"in/{name}.png")
+    begin = Journal.begin
+
+    def full(self, task, **facts):
+        if task.source.endswith("b.png"):
+            raise InputError("the journal cannot be written.")
+        begin(self, task, **facts)
+
+    monkeypatch.setattr(Journal, "begin", full)
+    result = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the journal cannot be written." in result.stderr
+    assert "2 of 3 pictures could not be enlarged" in result.stderr
+    assert (tmp_path / "out/a.png").is_file()
+
+
+def test_a_picture_read_ahead_that_nobody_came_for_is_let_go(photo, tmp_path):
+    one = Task(source=str(photo(tmp_path / "a.png")), target="x.png")
+    with engine_local._Reader() as reader:
+        reader.begin(one)
+        assert list(reader._ahead) == [Path(one.source)]
+        reader.forget(one)
+        assert not reader._ahead
+        reader.forget(one)
+
+
+def test_work_on_disk_for_a_url_has_a_place_that_the_next_attempt_finds(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    far = Task(source="a.png", target="memory://out/a.png")
+    place = work_place(far)
+    assert place == work_place(far) != work_place(replace(far, target="memory://out/b.png"))
+    assert place.parent.stat().st_mode & 0o777 == 0o700
+    assert work_place(Task(source="a.png", target="out/a.png")) is None
+    monkeypatch.setattr(os, "getuid", lambda: 12345, raising=False)
+    (tmp_path / "tudsr-work-12345").mkdir()
+    with pytest.raises(InputError, match="belongs to another user"):
+        work_place(far)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("shapes")])
@@ -378,9 +444,9 @@ GPU_NODES = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}
 @pytest.mark.parametrize(
     ("nodes", "options", "share"),
     [
-        (CPU_NODES, {"threads": 3}, Share(threads=3, gpus=0, workers=3, together=2, device="auto")),
-        (CPU_NODES, {"threads": 8}, Share(threads=8, gpus=0, workers=1, together=1, device="auto")),
-        (CPU_NODES, {"threads": 1, "workers": 5}, Share(threads=1, gpus=0, workers=5, together=5, device="auto")),
+        (CPU_NODES, {"threads": 3}, Share(threads=3, gpus=0, workers=3, together=2, device="cpu")),
+        (CPU_NODES, {"threads": 8}, Share(threads=8, gpus=0, workers=1, together=1, device="cpu")),
+        (CPU_NODES, {"threads": 1, "workers": 5}, Share(threads=1, gpus=0, workers=5, together=5, device="cpu")),
         (GPU_NODES, {}, Share(threads=4, gpus=1, workers=10, together=8, device="cuda")),
         (GPU_NODES, {"device": "cpu", "threads": 16}, Share(threads=16, gpus=0, workers=7, together=4, device="cpu")),
         (GPU_NODES, {"device": "cuda", "threads": 16}, Share(threads=16, gpus=1, workers=3, together=2, device="cuda")),
@@ -391,17 +457,17 @@ def test_a_cluster_is_shared_out_machine_by_machine(nodes, options, share):
 
 
 def test_without_wishes_workers_compute_as_this_process_does(one_thread):
-    assert share_out(CPU_NODES, Run()) == Share(threads=1, gpus=0, workers=12, together=8, device="auto")
+    assert share_out(CPU_NODES, Run()) == Share(threads=1, gpus=0, workers=12, together=8, device="cpu")
 
 
 def test_a_worker_has_its_own_threads_and_its_part_of_the_memory(one_thread, monkeypatch):
     monkeypatch.setattr(machine, "_container_bytes", lambda: 8000)
-    before = machine.free_bytes(torch.device("cpu"))
-    try:
-        Worker(Run(threads=2), Request(scale=4), 4)
-        assert (torch.get_num_threads(), machine.free_bytes(torch.device("cpu"))) == (2, before // 4)
-    finally:
-        machine.share_memory(1)
+    monkeypatch.setattr(machine, "_private_bytes", lambda process: 0)
+    monkeypatch.setattr(machine, "_sharing", None)
+    worker = Worker(Run(threads=2), Request(scale=4), 4)
+    assert (torch.get_num_threads(), machine.free_bytes(torch.device("cpu"))) == (2, 8000 * 85 // 100 // 4)
+    del worker
+    assert machine.free_bytes(torch.device("cpu")) == 8000 * 85 // 100
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to enlarge: the file it comes from and the file it goes to."""
+    """One picture to enlarge: its file, the one to make, and where work on disk lies; None: beside that."""
 
     source: Path
     target: Path
+    work: Path | None = None
 
 
 def plan_jobs(inputs: Sequence[Path], output: str) -> list[Job]:

@@ -118,7 +118,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak_mb(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / _MB if device.type == "cuda" else peak_rss_mb()
+    return torch.cuda.max_memory_reserved(device) / _MB if device.type == "cuda" else peak_rss_mb()
 
 
 def bench_lines(found: Mapping[str, Any]) -> list[str]:

@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tudsr.image import Picture, picture_from, picture_like, write_picture
+from tudsr.image import Picture, picture_like
+from tudsr.image_encode import encode_file
+from tudsr.image_raster import Raster
 from tudsr.resize import upsample
 
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
+_QUALITY = 95
+_PIXEL_BYTES = 60
+"""Memory of a pixel of the enlargement: its and bicubic's floats, copies of one, the canvas, copies of the encoder."""
+
+
+def comparison_bytes(height: int, width: int) -> int:
+    """Return the memory that comparing an enlargement of that size takes, itself included."""
+    return height * width * _PIXEL_BYTES
 
 
 def comparison_size(height: int, width: int) -> tuple[int, int]:
@@ -30,6 +41,7 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
     bicubic = Picture(pixels=upsample(before.pixels, after.height, after.width).clamp_(-1, 1))
     rgb = Image.new("RGB", (1, 1))
     panels = [picture_like(Picture(pixels=p.pixels), rgb) for p in (bicubic, after)]
+    del bicubic
     labels = [f"bicubic, from {before.width}x{before.height}", f"tudsr {name}, {after.width}x{after.height}"]
     gap, header = _gap_px(after.width), _header_px(after.width)
     font_px = header // 2
@@ -41,7 +53,7 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
         x = k * (after.width + gap)
         canvas.paste(panel, (x, header))
         draw.text((x + font_px // 2, header // 2), label, fill=_INK, font=font, anchor="lm")
-    write_picture(path, picture_from(canvas))
+    encode_file(path, Raster(values=np.asarray(canvas)), _QUALITY)
 
 
 def _gap_px(width: int) -> int:

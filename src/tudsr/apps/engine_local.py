@@ -37,6 +37,7 @@ def run_local(work: Work) -> None:
             elif following is not None and not work.lost_before(following):
                 reader.begin(following)
             enlarge_here(work, model, task, None if apart else writer, reader.read)
+            reader.forget(task)
 
 
 def enlarge_here(
@@ -80,6 +81,10 @@ class _Reader:
         ahead = self._ahead.pop(path, None)
         picture = None if ahead is None else ahead.result()
         return read_picture(path) if picture is None else picture
+
+    def forget(self, task: Task) -> None:
+        """Let go of a picture that nobody came for: it was enlarged from disk, or refused."""
+        self._ahead.pop(Path(task.source), None)
 
 
 def _read_small(path: Path) -> Picture | None:

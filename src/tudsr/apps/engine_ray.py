@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,13 +18,14 @@ from torch import Tensor
 import tudsr
 from tudsr.apps.engine_local import enlarge_here
 from tudsr.apps.journal import MOST_ATTEMPTS
-from tudsr.apps.ray_cluster import connected, import_ray, share_out
+from tudsr.apps.ray_cluster import connected, import_ray, in_words, share_out
 from tudsr.apps.ray_crew import LOST, Crew, Member, in_order
 from tudsr.apps.remote import Task, is_url
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Attempt, Outcome, Work, probe
+from tudsr.device import DTYPES, pick_device, pick_dtype
 from tudsr.errors import InputError
-from tudsr.machine import share_memory
+from tudsr.machine import sharing_memory
 from tudsr.request import Request
 from tudsr.spread import Spread
 
@@ -42,10 +44,10 @@ class Worker:
     def __init__(self, run: Run, request: Request, together: int) -> None:
         assert run.threads is not None, "Ray's default of one would change results"
         torch.set_num_threads(run.threads)
-        share_memory(together)
         self._run, self._request = run, request
         self._stage: tuple[int, Request] | None = None
-        self._ready = contextlib.ExitStack()
+        self._ready, self._life = contextlib.ExitStack(), contextlib.ExitStack()
+        self._life.enter_context(sharing_memory(together, lambda: _workers_below(psutil.Process().parent())))
 
     def load(self) -> str:
         """Load the model; return this process's machine and number."""
@@ -66,6 +68,21 @@ class Worker:
         return self._restore(torch.from_numpy(windows.copy())).float().numpy()
 
 
+def _dtype_here(run: Run) -> str:
+    picked = pick_dtype(run.dtype, pick_device(run.device))
+    return next(name for name, dtype in DTYPES.items() if dtype == picked)
+
+
+def _workers_below(process: psutil.Process | None) -> list[psutil.Process]:
+    """Return the workers that a process has started, by the titles that Ray gives them, without the one that asks."""
+    found = []
+    for one in [] if process is None else process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if one.pid != os.getpid() and one.cmdline()[:1] and one.cmdline()[0].startswith(f"ray::{Worker.__name__}"):
+                found.append(one)
+    return found
+
+
 def run_ray(work: Work) -> None:
     """Enlarge all pictures.
 
@@ -79,11 +96,16 @@ def run_ray(work: Work) -> None:
                 raise InputError(f"{place}: memory:// ends with this process, and Ray's workers are others.")
     split = _is_split(work)
     # Ray tells of dead workers on stdout, where only results belong; the work tells of them itself.
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), connected(ray, work.run):
+    with (
+        Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), connected(ray, work.run),
+        in_words(ray),
+    ):  # fmt: skip
         share = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], work.run)
         # Workers may stand in other folders.
         model = str(Path(work.run.model).absolute()) if Path(work.run.model).exists() else work.run.model
         run = replace(work.run, model=model, threads=share.threads, device=share.device)
+        if not share.gpus:  # of a GPU only a worker knows
+            run = replace(run, dtype=_dtype_here(run))
         actor = ray.remote(Worker).options(
             num_cpus=share.threads,
             num_gpus=share.gpus,
@@ -93,7 +115,8 @@ def run_ray(work: Work) -> None:
         hire = partial(actor.remote, run, work.request, share.together)
         with Crew(ray, hire, share.workers, _SPLIT_DEPTH if split else 1) as crew:
             if split:
-                _picture_by_window(work, run, crew)
+                with sharing_memory(1 + share.together, lambda: _workers_below(psutil.Process())):
+                    _picture_by_window(work, run, crew)
             else:
                 _picture_by_picture(work, crew)
 
@@ -132,8 +155,9 @@ def _picture_by_window(work: Work, run: Run, crew: Crew) -> None:
         for values in in_order(crew, start, batches, MOST_ATTEMPTS, task.source):
             yield torch.from_numpy(values.copy())  # Ray's own memory is for reading
 
+    waiting = crew.most_waiting + crew.size * crew.depth  # those in work lie in Ray's memory once more
     for task in work.tasks:
-        model.spread = Spread(run=partial(spread, task), device=run.device, waiting=crew.most_waiting)
+        model.spread = Spread(run=partial(spread, task), device=run.device, waiting=waiting)
         enlarge_here(work, model, task)
 
 

@@ -6,39 +6,43 @@ from pathlib import Path
 from tudsr.apps.engine_local import run_local
 from tudsr.apps.engine_ray import run_ray
 from tudsr.apps.journal import MOST_ATTEMPTS, Journal
-from tudsr.apps.remote import Task, exists, is_url, plan_tasks
+from tudsr.apps.remote import Task, exists, is_url, work_place
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
-from tudsr.errors import InputError
+from tudsr.errors import InputError, TudsrError
 from tudsr.image_encode import file_format
 from tudsr.request import Request
-from tudsr.spooled import work_folder
+from tudsr.spooled import begun, sweep, work_folder
 
 ENGINES: dict[str, Callable[[Work], None]] = {"local": run_local, "ray": run_ray}
 
 
-def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) -> int:
+def upscale_all(tasks: Sequence[Task], folder: str | None, request: Request, run: Run) -> int:
     """Enlarge everything.
 
     Args:
-        inputs: files and folders, by path or URL.
-        output: file or folder, by path or URL, as the user wrote it.
+        tasks: the pictures, from `remote.plan_tasks`.
+        folder: that they go to, from there too.
         request: what is asked of every picture.
         run: the rest.
 
     Returns:
-        How many pictures of several could not be done; each has been reported.
+        How many pictures of several could not be done; each has been reported, or what ended the work.
 
     Raises:
         TudsrError: before any work, or when the only picture cannot be done.
     """
-    tasks, folder = plan_tasks(inputs, output)
     _check(run, tasks)
     journal = Journal(folder, fresh=run.overwrite)
     made = set() if run.overwrite else {task for task in tasks if exists(task.target)}
-    left = [task for task in tasks if task not in made and _kills(task, journal)]
-    todo = [task for task in tasks if task not in made and task not in left]
+    for task in made:
+        if not is_url(task.target):
+            sweep(Path(task.target))
+    deadly = {task for task in tasks if journal.attempts(task) >= MOST_ATTEMPTS} - made
+    left = [task for task in tasks if task in deadly and not _half_done(task)]
+    # What goes on where it was may die once more: it must not stand before the others each time.
+    todo = sorted((task for task in tasks if task not in made and task not in left), key=deadly.__contains__)
     with Reporter(todo, as_json=run.as_json, quiet=run.quiet) as reporter:
         work = Work(todo, request, run, reporter, journal, alone=len(tasks) == 1)
         for task in tasks:
@@ -49,6 +53,11 @@ def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) 
         if todo:
             try:
                 ENGINES[run.engine](work)
+            except TudsrError as error:
+                if not work.done:
+                    raise
+                reporter.error(str(error))
+                work.failed = len(tasks) - len(made) - work.done
             finally:
                 work.stop()
         if work.failed:
@@ -56,13 +65,11 @@ def upscale_all(inputs: Sequence[str], output: str, request: Request, run: Run) 
         return work.failed
 
 
-def _kills(task: Task, journal: Journal) -> bool:
-    """Return whether a picture seems to kill what works on it: not one that is half done on disk, which goes on."""
-    half_done = not is_url(task.target) and work_folder(Path(task.target)).is_dir()
-    return journal.attempts(task) >= MOST_ATTEMPTS and not half_done
+def _half_done(task: Task) -> bool:
+    return begun(work_place(task) or work_folder(Path(task.target)))
 
 
-def _check(run: Run, tasks: list[Task]) -> None:
+def _check(run: Run, tasks: Sequence[Task]) -> None:
     if run.engine not in ENGINES:
         raise InputError(f"--engine {run.engine}: accepted are {', '.join(ENGINES)}.")
     if run.engine == "local" and (run.address, run.workers, run.split) != (None, None, None):
@@ -71,7 +78,7 @@ def _check(run: Run, tasks: list[Task]) -> None:
         _check_compare(run, run.compare, tasks)
 
 
-def _check_compare(run: Run, compare: Path, tasks: list[Task]) -> None:
+def _check_compare(run: Run, compare: Path, tasks: Sequence[Task]) -> None:
     file_format(compare)
     if run.engine != "local":
         raise InputError(f"--compare {compare}: only --engine local makes it.")

@@ -52,6 +52,25 @@ def connected(ray: ModuleType, run: Run) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def in_words(ray: ModuleType) -> Iterator[None]:
+    """Turn what Ray itself raises into one sentence; what a worker's code raised stays what it was.
+
+    Raises:
+        InputError: when Ray cannot go on.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise InputError(f"Ray cannot go on with the work ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _check_address(address: str) -> None:
     """Knock first: Ray itself waits long for a cluster that is not there."""
     if address == "auto":
@@ -64,15 +83,14 @@ def _check_address(address: str) -> None:
 
 
 def _unreachable(address: str, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return InputError(
-        f"--address {address}: no Ray cluster is reached there ({reason}); auto or HOST:PORT is accepted."
+        f"--address {address}: no Ray cluster is reached there ({_first_line(error)}); auto or HOST:PORT is accepted."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What each worker gets, how many there are, and how many of them on one machine at most."""
+    """What each worker gets and computes on, how many there are, and how many of them on one machine at most."""
 
     threads: int
     gpus: int
@@ -107,6 +125,7 @@ def share_out(nodes: list[dict[str, float]], run: Run) -> Share:
     if most < (run.workers or 1):
         asked = f"{run.workers or 1} workers of {threads} threads"
         raise InputError(f"{asked} were asked for, and the Ray cluster has room for {most}.")
-    device = "cuda" if gpu else run.device
+    # Settled here for all: rows of a picture depend on it, and machines would settle it each in its own way.
+    device = "cuda" if gpu else "cpu" if run.device == "auto" else run.device
     workers = run.workers or most
     return Share(threads=threads, gpus=int(gpu), workers=workers, together=min(workers, max(rooms)), device=device)

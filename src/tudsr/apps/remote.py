@@ -1,6 +1,9 @@
 """Pictures wherever fsspec reaches: what becomes what, by path or URL, and local copies to work on. No torch."""
 
 import contextlib
+import getpass
+import hashlib
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -119,9 +122,29 @@ def local_job(task: Task) -> Iterator[Job]:
             fs, path = filesystem(task.source)
             with in_words(task.source):
                 fs.get_file(path, str(source))
-        yield Job(source=source, target=target)
+        yield Job(source=source, target=target, work=work_place(task))
         if is_url(task.target):
             _store(target, task.target)
+
+
+def work_place(task: Task) -> Path | None:
+    """Return where the work on a picture lies that goes to a URL and is enlarged from disk; None: beside its output.
+
+    It is a folder of this machine and user that has the same name for the next attempt.
+
+    Raises:
+        InputError: when somebody else has taken its name.
+    """
+    if not is_url(task.target):
+        return None
+    whose = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    place = Path(tempfile.gettempdir()) / f"tudsr-work-{whose}"
+    with in_words(str(place)):
+        place.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and place.lstat().st_uid != os.getuid():
+            raise InputError(f"{place}: this folder for work on disk belongs to another user.")
+    name = hashlib.sha256(f"{task.source}\0{task.target}".encode(errors="backslashreplace")).hexdigest()[:16]
+    return place / name
 
 
 def _store(file: Path, url: str) -> None:

@@ -50,6 +50,10 @@ def peak_rss_mb() -> float:
     found = status_bytes("VmHWM")
     if found is not None:  # getrusage would also count what the parent process held when it started this one
         return found / _BYTES_PER_MB
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / _BYTES_PER_MB
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

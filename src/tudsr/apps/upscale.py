@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tudsr.apps.batch import Job
-from tudsr.apps.compare import comparison_size, write_comparison
+from tudsr.apps.compare import comparison_bytes, comparison_size, write_comparison
 from tudsr.apps.report import Result, peak_gpu_mb, peak_rss_mb
 from tudsr.checkpoint import check_folder
 from tudsr.errors import InputError
@@ -113,18 +113,14 @@ def enlarge_job(
         InputError: when it cannot be done.
     """
     begun = time.perf_counter()
-    if run.compare is not None:
-        header = read_header(job.source)
-        plan = model.plan(header.height, header.width, request)
-        check_size(run.compare, *comparison_size(plan.height, plan.width))
-        check_folder(run.compare.parent)
     done = upscale_file(
         model,
         job.source,
         job.target,
         request,
         memory=None if run.memory is None else parse_memory(run.memory),
-        in_memory=run.compare is not None,
+        beside=0 if run.compare is None else _check_compare(model, job, request, run.compare),
+        work=job.work,
         progress=lambda done, total: reporter.windows(job, done, total),
         say=reporter.note,
         later=None if run.compare is not None else later,
@@ -148,3 +144,12 @@ def enlarge_job(
         m=plan.m,
         n=plan.n,
     )
+
+
+def _check_compare(model: TUDSR, job: Job, request: Request, path: Path) -> int:
+    """Refuse a comparison that could not be written; return the memory that it takes."""
+    header = read_header(job.source)
+    plan = model.plan(header.height, header.width, request)
+    check_size(path, *comparison_size(plan.height, plan.width))
+    check_folder(path.parent)
+    return comparison_bytes(plan.height, plan.width)

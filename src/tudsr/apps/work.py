@@ -50,7 +50,7 @@ class Work:
         self, tasks: list[Task], request: Request, run: Run, reporter: Reporter, journal: Journal, *, alone: bool
     ) -> None:
         self.tasks, self.request, self.run, self.reporter = tasks, request, run, reporter
-        self.failed = 0
+        self.done = self.failed = 0
         self._journal, self._alone = journal, alone
         self._begun: list[Task] = []
         self._shown: set[Task] = set()
@@ -73,6 +73,7 @@ class Work:
         for note in outcome.notes:
             self.reporter.note(note)
         if outcome.result is not None:
+            self.done += 1
             self._journal.end(task, "done", seconds=outcome.result.seconds, **_named(worker))
             self.reporter.done(outcome.result)
         else:
