@@ -120,13 +120,13 @@ class _Journal:
     """What is known of the files in one folder of outputs.
 
     That is nothing when it tells of another run, or when the code has no name: a commit that ends in «+» (a working
-    copy with changes) or is «unknown» may stand for other code each time.
+    copy with changes) may stand for other code each time. An installed package has no commit; its version names it.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self._folder, self._run = folder, run
         self._pictures: dict[str, Any] = {}
-        if run["commit"] == "unknown" or run["commit"].endswith("+"):
+        if run["commit"].endswith("+"):
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no journal, or no whole one: no trust
             found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
