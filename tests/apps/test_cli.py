@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_ending_it_from_outside_unwinds_it_like_an_exception(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stop.value.code == 143
+
+
+def test_a_process_that_it_made_ends_as_it_would_without():
+    """A loader's worker, say, inherits the handler, and has nothing to unwind."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, partial(cli._stop, os.getppid()))
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
 
 
 def test_settings_that_do_not_go_together_are_named_and_the_others_are_not(call):

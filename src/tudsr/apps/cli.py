@@ -1,8 +1,10 @@
 """The command `tudsr`. Only typer is imported here: torch and all else wait until a command needs them."""
 
 import io
+import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +30,8 @@ Color = Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour
 Fidelity = Annotated[float, typer.Option(min=0, max=1, help="1: true to the input and soft; 0: sharp.")]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="May be taken, e.g. 2GB.  [default: what is free]")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrule one setting.")]
+_OUTPUTS = "Outputs of something else; a seconds.json there, {stem: seconds}, times it."
+Outputs = Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help=_OUTPUTS)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 
 
@@ -98,13 +102,11 @@ def upscale(
         "overlap_px": overlap_px, "batch": batch, "vae": vae, "color": color, "fidelity": fidelity,
         "low_memory": low_memory, "graphs": graphs,
     }  # fmt: skip
-    request = make_request(scale, size, options)
     run = Run(
         model=model, device=device, dtype=dtype, threads=threads, overwrite=overwrite, as_json=as_json, quiet=quiet,
-        compare=compare, memory=memory, engine=engine, address=address, workers=workers,
-        split=split,
+        compare=compare, memory=memory, engine=engine, address=address, workers=workers, split=split,
     )  # fmt: skip
-    raise typer.Exit(1 if upscale_all(tasks, folder, request, run) else 0)
+    raise typer.Exit(1 if upscale_all(tasks, folder, make_request(scale, size, options), run) else 0)
 
 
 @app.command()
@@ -178,12 +180,7 @@ def evaluate(
     scale: Annotated[float, typer.Option(help="Ratio of the outputs to the inputs, at least 1.")],
     gt: Annotated[Path | None, typer.Option(help="Folder of true pictures, paired with the inputs by name.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Embedded name, folder or hub id; may come again.")] = None,
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=DIR", help="Outputs of something else; a seconds.json there, {stem: seconds}, times it."
-        ),
-    ] = None,
+    outputs: Outputs = None,
     metrics: Annotated[str | None, typer.Option(help="Names with commas between, pyiqa's too.")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="M4, N4, M2N2, M8, N8 and M4N2 of one model.")] = False,
     ways: Annotated[str | None, typer.Option(help="Some of these, of the same scale; for example M4,M2N2.")] = None,
@@ -273,10 +270,17 @@ def bench(
     typer.echo(to_json(found) if as_json else "\n".join(bench_lines(found)))
 
 
+def _stop(process: int, number: int, _frame: object) -> None:
+    """End by an exception: whoever ends this from outside does not mean that the picture in work kills it."""
+    if os.getpid() == process:
+        sys.exit(128 + number)
+    signal.signal(number, signal.SIG_DFL)  # a process that this one made has nothing to note
+    os.kill(os.getpid(), number)
+
+
 def main() -> None:
     """Run the command; an error that the user can mend is one sentence on stderr and exit code 2 (Ctrl-C: 130)."""
-    # Whoever ends this from outside does not mean that the picture in work kills it: what is in work is noted so.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names are bytes, and not all of them are text
