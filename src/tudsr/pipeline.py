@@ -193,7 +193,9 @@ class TUDSR:
             return map(restore, windows) if self.spread is None else self.spread.run(step.stage, request, windows)
 
         def blended(start: int) -> Iterator[Tensor]:
-            with self._inference(stage, request) as restore:
+            self._active.close()  # of rows that nobody asked for to the end: an error's traceback may still hold them
+            with contextlib.ExitStack() as self._active:
+                restore = self._active.enter_context(self._inference(stage, request))
                 if request.vae == "whole":
                     yield restored(stage, lq_up(0, height, 0, width), grid, batch, progress)[..., start:, :]
                     return
@@ -220,15 +222,11 @@ class TUDSR:
         """Make the context that gives what a stage, 1 or 2, makes of windows, (b, 3, h, w), [-1, 1]."""
         return self._inference(self._stage(number, request), request)
 
-    @contextlib.contextmanager
-    def _inference(self, stage: Stage, request: Request) -> Iterator[Fn]:
+    def _inference(self, stage: Stage, request: Request) -> contextlib.AbstractContextManager[Fn]:
         if self.spread is not None:
-            yield lambda windows: windows  # others have the weights
-            return
-        self._active.close()  # of rows that nobody asked for to the end, as after an error that somebody still looks at
+            return contextlib.nullcontext(lambda windows: windows)  # others have the weights
         run = partial(inference, stage, base_reader(self.model) if request.low_memory else None)
-        with contextlib.ExitStack() as self._active:
-            yield self._active.enter_context(self._graphs.running(stage, run) if request.graphs else run())
+        return self._graphs.running(stage, run) if request.graphs else run()
 
     def _stage(self, number: int, request: Request) -> Stage:
         own, asked = (self.config.t1, request.t1) if number == 1 else (self.config.t2, request.t2)
