@@ -15,7 +15,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
 from tudsr.errors import ConfigError, InputError
-from tudsr.eval import record
+from tudsr.eval import measure, record
 from tudsr.eval.metrics import METRICS as METRIC_ENTRIES
 from tudsr.eval.report import EvalConfig, evaluate
 from tudsr.pipeline import TUDSR
@@ -203,6 +203,32 @@ def test_finished_outputs_are_taken_up_and_others_are_not(run, data, runs):
         picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "lq/p2.png")
     run(metrics=("psnr",))
     assert len(runs) == 7  # p1 was changed, p2's input too; and a warm-up
+
+
+@pytest.mark.parametrize(("commit", "again"), [("0123456789ab+", 8), ("0123456789ab", 2)])
+def test_a_killed_report_does_not_measure_again_what_it_had_measured(run, data, monkeypatch, commit, again):
+    """Three pictures by three methods, one of another size; it dies of the seventh output."""
+    monkeypatch.setenv("TUDSR_COMMIT", commit)
+    wanted, _ = run(metrics=("psnr",))
+    shutil.rmtree(data / "report")
+    own, calls = measure._measure, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(measure, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(metrics=("psnr",))
+    calls[:] = [None] * 7
+    results, _ = run(metrics=("psnr",))
+    assert len(calls) - 7 == again
+    assert [one["figures"] for one in results["pictures"]] == [one["figures"] for one in wanted["pictures"]]
+    calls[:] = [None] * 7
+    run(metrics=("psnr", "niqe"))
+    assert len(calls) - 7 == 8, "another metric is measured of all"
 
 
 @pytest.mark.parametrize(("commit", "times"), [("0123456789ab+", 2), ("0123456789ab", 1), ("unknown", 1)])

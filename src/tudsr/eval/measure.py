@@ -13,6 +13,7 @@ from torch import Tensor
 from tudsr.errors import TudsrError
 from tudsr.eval.bootstrap import mean_interval
 from tudsr.eval.iqa import measure_set
+from tudsr.eval.kept import KeptFigures
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric, MetricFn
 from tudsr.eval.outputs import FAILURES, Output, Skip, reason
@@ -40,6 +41,7 @@ def measure_pictures(
     *,
     scale: float,
     device: torch.device,
+    kept: KeptFigures,
     skip: Skip,
     step: Callable[[], None],
 ) -> dict[str, dict[str, Figures]]:
@@ -55,6 +57,7 @@ def measure_pictures(
         measures: what to measure; metrics of whole sets are left out here.
         scale: ratio of the true pictures to the inputs.
         device: where to measure.
+        kept: figures of an earlier call that was killed; these are added.
         skip: called with (file, reason) for each output or figure that could not be had though it should.
         step: called after each picture.
 
@@ -63,6 +66,7 @@ def measure_pictures(
     """
     figures: dict[str, dict[str, Figures]] = {}
     single = [measure for measure in measures if measure.metric.reference != "set"]
+    of_models = {measure.metric.name for measure in single if measure.metric.reference == "model"}  # not of files alone
     for pair in pairs:
         loaded = read_pair(pair, scale)
         if loaded.gt is not None:
@@ -82,7 +86,12 @@ def measure_pictures(
                 say(reason(error))
                 continue
             fitting = [measure for measure in single if _applies(measure.metric, method, scale)]
-            empty |= _measure(fitting, _references(method, loaded, device), sr, say)
+            files = output.path, pair.gt, pair.lq
+            empty |= {name: value for name, value in kept.find(*files).items() if name in empty}
+            open_ = [measure for measure in fitting if empty[measure.metric.name] is None]
+            if open_:
+                empty |= _measure(open_, _references(method, loaded, device), sr, say)
+                kept.add({name: empty[name] for name in empty if name not in of_models}, *files)
         step()
     return figures
 

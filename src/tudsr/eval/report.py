@@ -16,6 +16,7 @@ from tudsr.config import Settings
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
 from tudsr.eval.iqa import find_metric
+from tudsr.eval.kept import KeptFigures
 from tudsr.eval.measure import Measure, measure_pictures, measure_sets
 from tudsr.eval.methods import ABLATION, Loader, Method, bicubic, distinct, foreign, model_methods
 from tudsr.eval.metrics import Metric
@@ -78,8 +79,8 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
         notes(licence)
     measures = [Measure(metric=metric, fn=metric.load(config.weights)) for metric in metrics]
     # One in memory at a time, unless a metric runs them all for each picture.
-    kept = len(config.model) if any(metric.reference == "model" for metric in metrics) else 1
-    load = lru_cache(maxsize=kept)(lambda name: TUDSR.load(name, config.device, config.dtype))
+    loaded = len(config.model) if any(metric.reference == "model" for metric in metrics) else 1
+    load = lru_cache(maxsize=loaded)(lambda name: TUDSR.load(name, config.device, config.dtype))
     methods = choose_methods(config, load)
     pairs, skipped = _pairs(config)
     for left_out in skipped:
@@ -93,8 +94,11 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
     on = device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64, which several metrics need
     torch.backends.cudnn.allow_tf32 = False  # ten bits of each factor would show in a figure's third digit
     shared: dict[str, Any] = {"scale": config.scale, "skip": skip}
+    said = {metric.name: metric_record(metric, config.weights) for metric in metrics}
+    networks = {name: record.get("sha256") for name, record in said.items()}
+    kept = KeptFigures(config.out / OUTPUTS / ".figures.json", _code(on, config), networks)
     step = _counter(progress, len(pairs), "measuring")
-    figures = measure_pictures(pairs, methods, made, measures, device=on, step=step, **shared)
+    figures = measure_pictures(pairs, methods, made, measures, device=on, kept=kept, step=step, **shared)
     sets = measure_sets(pairs, methods, made, measures, **shared)
     pictures = [picture_record(pair, config.scale, config.out, methods, made, figures[pair.name]) for pair in pairs]
     results = {
@@ -105,7 +109,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
         "machine": machine(device, config.dtype),
         "scale": config.scale,
         "config": config.model_dump(mode="json"),
-        "metrics": {metric.name: metric_record(metric, config.weights) for metric in metrics},
+        "metrics": said,
         "methods": [method_record(method, metrics, pictures, sets[method.name]) for method in methods],
         "pictures": pictures,
         "skipped": [{"file": one.file, "reason": one.reason} for one in skipped],
@@ -191,7 +195,7 @@ def _make_all(
     skip: Callable[[str, str], None],
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    run = machine(device, config.dtype) | {"tudsr": __version__, "commit": commit()}
+    run = _code(device, config)
     return {
         method.name: make_outputs(
             method, pairs, config.out / OUTPUTS / method.name, run,
@@ -199,6 +203,10 @@ def _make_all(
         )
         for method in methods
     }  # fmt: skip
+
+
+def _code(device: torch.device, config: EvalConfig) -> dict[str, Any]:
+    return machine(device, config.dtype) | {"tudsr": __version__, "commit": commit()}
 
 
 def _counter(progress: Progress, total: int, what: str) -> Callable[[], None]:
