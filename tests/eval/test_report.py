@@ -213,11 +213,11 @@ def test_a_killed_report_does_not_measure_again_what_it_had_measured(run, data, 
     shutil.rmtree(data / "report")
     own, calls = measure._measure, []
 
-    def counted(*arguments):
+    def counted(*arguments, **named):
         calls.append(arguments)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return own(*arguments)
+        return own(*arguments, **named)
 
     monkeypatch.setattr(measure, "_measure", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -66,7 +66,6 @@ def measure_pictures(
     """
     figures: dict[str, dict[str, Figures]] = {}
     single = [measure for measure in measures if measure.metric.reference != "set"]
-    of_models = {measure.metric.name for measure in single if measure.metric.reference == "model"}  # not of files alone
     for pair in pairs:
         loaded = read_pair(pair, scale)
         if loaded.gt is not None:
@@ -86,14 +85,26 @@ def measure_pictures(
                 say(reason(error))
                 continue
             fitting = [measure for measure in single if _applies(measure.metric, method, scale)]
-            files = output.path, pair.gt, pair.lq
-            empty |= {name: value for name, value in kept.find(*files).items() if name in empty}
-            open_ = [measure for measure in fitting if empty[measure.metric.name] is None]
-            if open_:
-                empty |= _measure(open_, _references(method, loaded, device), sr, say)
-                kept.add({name: empty[name] for name in empty if name not in of_models}, *files)
+            measured = partial(_measure, references=_references(method, loaded, device), sr=sr, say=say)
+            empty |= _known_or(measured, fitting, kept, (output.path, pair.gt, pair.lq))
         step()
     return figures
+
+
+def _known_or(
+    measured: Callable[[Sequence[Measure]], Figures],
+    measures: Sequence[Measure],
+    kept: KeptFigures,
+    files: tuple[Path, Path | None, Path],
+) -> Figures:
+    """Return the figures of an output: those that are kept, and the others as measured now, which are kept too."""
+    known: Figures = {**kept.find(*files)}
+    new = [one for one in measures if one.metric.name not in known]
+    if new:
+        known |= measured(new)
+        of_files = {one.metric.name for one in measures if one.metric.reference != "model"}
+        kept.add({name: known.get(name) for name in of_files}, *files)
+    return {name: known[name] for name in (one.metric.name for one in measures) if name in known}
 
 
 def _say(skip: Skip, output: Output, method: Method, text: str) -> None:

@@ -1,7 +1,7 @@
 """Measure methods side by side and write what came out: results.json, results.csv, index.html."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -95,9 +95,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
     torch.backends.cudnn.allow_tf32 = False  # ten bits of each factor would show in a figure's third digit
     shared: dict[str, Any] = {"scale": config.scale, "skip": skip}
     said = {metric.name: metric_record(metric, config.weights) for metric in metrics}
-    networks = {name: record.get("sha256") for name, record in said.items()}
-    kept = KeptFigures(config.out / OUTPUTS / ".figures.json", _code(on, config), networks)
-    step = _counter(progress, len(pairs), "measuring")
+    kept, step = _kept(config, on, said), _counter(progress, len(pairs), "measuring")
     figures = measure_pictures(pairs, methods, made, measures, device=on, kept=kept, step=step, **shared)
     sets = measure_sets(pairs, methods, made, measures, **shared)
     pictures = [picture_record(pair, config.scale, config.out, methods, made, figures[pair.name]) for pair in pairs]
@@ -203,6 +201,11 @@ def _make_all(
         )
         for method in methods
     }  # fmt: skip
+
+
+def _kept(config: EvalConfig, device: torch.device, metrics: Mapping[str, Mapping[str, Any]]) -> KeptFigures:
+    networks = {name: said.get("sha256") for name, said in metrics.items()}
+    return KeptFigures(config.out / OUTPUTS / ".figures.json", _code(device, config), networks)
 
 
 def _code(device: torch.device, config: EvalConfig) -> dict[str, Any]:
