@@ -1,12 +1,15 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tudsr import machine
 from tudsr import memory as memory_module
@@ -23,7 +26,7 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model, load_model
-from tudsr.machine import free_bytes, resident_bytes, sharing_memory
+from tudsr.machine import free_bytes, resident_bytes, sharing_memory, unread_bytes
 from tudsr.memory import Need, _window_bound, fit, has_room
 from tudsr.planner import plan_passes
 from tudsr.request import Request, until_it_fits
@@ -166,6 +169,26 @@ def test_the_machine_is_asked(monkeypatch):
     assert 0 < resident_bytes() < 10**12
     monkeypatch.setattr(machine, "_container_bytes", lambda: 1000)
     assert free_bytes(torch.device("cpu")) == 850
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what is mapped")
+def test_weights_that_are_mapped_and_not_read_yet_are_counted(tmp_path, monkeypatch):
+    """A float32 model's weights are views of its file: they come into memory when they are first used."""
+    saved = {"weight": torch.ones(4 * 10**6)}
+    save_file(saved, tmp_path / "weights.safetensors")
+    before = unread_bytes()
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        weight = file.get_tensor("weight")
+        mapped = unread_bytes() - before
+        assert weight.sum() == 4 * 10**6
+        assert mapped - (unread_bytes() - before) > 15 * 10**6
+    monkeypatch.setattr(machine, "_SMAPS", tmp_path / "smaps")
+    assert unread_bytes() == 0
+    (tmp_path / "smaps").write_text(
+        "7f00-7f10 r--p 0 fe:00 12 /a b/unet.safetensors\nSize: 300 kB\nRss: 100 kB\nVmFlags: rd\n"
+        "7f20-7f30 r--p 0 fe:00 13 /lib/libc.so\nSize: 900 kB\nRss: 0 kB\n7f40-7f50 rw-p 0 00:00 0\nSize: 9 kB\n"
+    )
+    assert unread_bytes() == 200 * 1024
 
 
 def test_processes_that_share_a_machine_get_equal_parts_whenever_they_ask(monkeypatch):

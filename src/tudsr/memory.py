@@ -26,7 +26,7 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model
-from tudsr.machine import free_bytes, resident_bytes
+from tudsr.machine import free_bytes, resident_bytes, unread_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request, half_side
 from tudsr.windows import plan_windows
@@ -181,9 +181,9 @@ def fit_here(need: Need, request: Request, memory: int | None, device: torch.dev
 
 
 def held_bytes(device: torch.device) -> int:
-    """Return the memory that this process holds now: of the GPU on CUDA, which it gives back what it only keeps."""
+    """Return the memory that this process holds, its weights read: of the GPU on CUDA, without what it only keeps."""
     if device.type != "cuda":
-        return resident_bytes()
+        return resident_bytes() + unread_bytes()
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
 
