@@ -73,7 +73,7 @@ def resident_bytes() -> int:
 
 
 def unread_bytes() -> int:
-    """Return what is mapped of weight files and not in memory yet, where the system says so: using it brings it there."""
+    """Return what of mapped weight files is not in memory yet, where the system says so: using it brings it there."""
     found, counts = 0, False
     for line in _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines() if _SMAPS.is_file() else []:
         name, *rest = line.split()
