@@ -122,8 +122,8 @@ def has_room(
     grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
     pictures = pictures_bytes(*size, plan, pixel_bytes, request.color) + max(map(rows_bytes, grids)) + _SLACK
     window = _window_bound(net) + waiting * BYTES_PER_PIXEL
-    side_px = max(grid.window_h * grid.window_w for grid in grids)
-    work = int((request.batch or 1) * window * side_px) + sum(weight.nbytes for weight in net.unet.parameters())
+    area = max(grid.window_h * grid.window_w for grid in grids)
+    work = int((request.batch or 1) * window * area) + sum(weight.nbytes for weight in net.unet.parameters())
     free = free_bytes(torch.device("cpu"))
     if net.device.type != "cuda":
         return 2 * (pictures + work) < free

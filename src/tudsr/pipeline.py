@@ -266,7 +266,9 @@ class TUDSR:
             InputError: when it cannot be done in so little.
         """
         if memory is not None and request.vae == "whole":
-            raise ConfigError("memory cannot be kept to with the autoencoder over the whole picture; give one of both.")
+            raise ConfigError(
+                "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
+            )
         if memory is not None and request.graphs:
             raise ConfigError("memory cannot be kept to with graphs, which keep theirs; give one of the two.")
         waiting = 0 if self.spread is None else self.spread.waiting

@@ -78,7 +78,7 @@ def _workers_below(process: psutil.Process | None) -> list[psutil.Process]:
     found = []
     for one in [] if process is None else process.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if one.pid != os.getpid() and one.cmdline()[:1] and one.cmdline()[0].startswith(f"ray::{Worker.__name__}"):
+            if one.pid != os.getpid() and "".join(one.cmdline()).startswith(f"ray::{Worker.__name__}"):
                 found.append(one)
     return found
 

@@ -12,10 +12,28 @@ from tudsr.checkpoint import sha256_file, write_text
 Kept = dict[str, float]  # metric -> value
 
 
-class KeptFigures:
-    """Figures of outputs by the contents of all files that they depend on.
+def of_same_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file holds that an earlier call wrote with `run` in it; nothing where that was another run.
 
-    Nothing is taken of another run's, of another network's, or where the code has no name (see `outputs`).
+    Nothing either when the code has no name: a commit that ends in «+» (a working copy with changes) may stand for
+    other code each time. An installed package has no commit; its version names it.
+    """
+    if not run["commit"].endswith("+"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no file, or no whole one: no trust
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if found["run"] == json.loads(json.dumps(run)):
+                return found
+    return {}
+
+
+def key_of(*files: Path | None) -> str:
+    """Return what the contents of an output, and of what it is compared with, are known by."""
+    hashes = ("-" if file is None else sha256_file(file) for file in files)
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+class KeptFigures:
+    """Figures of outputs by the contents of all files that they depend on; see `of_same_run`, `key_of`.
 
     Args:
         path: the file to keep them in.
@@ -25,31 +43,18 @@ class KeptFigures:
 
     def __init__(self, path: Path, run: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         self._path, self._said = path, {"run": dict(run), "metrics": dict(metrics)}
-        self._figures: dict[str, Kept] = {}
-        if run["commit"].endswith("+"):
-            return
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            same = {name for name, network in metrics.items() if found["metrics"].get(name, "") == network}
-            if found["run"] == json.loads(json.dumps(run)):
-                self._figures = {
-                    key: {name: one[name] for name in same & one.keys()} for key, one in found["figures"].items()
-                }
+        found = of_same_run(path, run)
+        before = found.get("metrics", {})
+        same = {name for name, network in metrics.items() if name in before and before[name] == network}
+        self._figures: dict[str, Kept] = {
+            key: {name: one[name] for name in same & one.keys()} for key, one in found.get("figures", {}).items()
+        }
 
-    def find(self, *files: Path | None) -> Kept:
-        """Return what is known of an output; empty where nothing is.
+    def find(self, key: str) -> Kept:
+        """Return what is known of an output; empty where nothing is."""
+        return dict(self._figures.get(key, {}))
 
-        Args:
-            files: the output and what it is compared with.
-        """
-        return dict(self._figures.get(_key(files), {}))
-
-    def add(self, figures: Mapping[str, float | None], *files: Path | None) -> None:
+    def add(self, key: str, figures: Mapping[str, float | None]) -> None:
         """Keep an output's figures; one that could not be had is tried again the next time, to say why."""
-        self._figures[_key(files)] = {name: value for name, value in figures.items() if value is not None}
+        self._figures[key] = {name: value for name, value in figures.items() if value is not None}
         write_text(self._path, json.dumps(self._said | {"figures": self._figures}) + "\n")
-
-
-def _key(files: tuple[Path | None, ...]) -> str:
-    hashes = ("-" if file is None else sha256_file(file) for file in files)
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tudsr.errors import TudsrError
 from tudsr.eval.bootstrap import mean_interval
 from tudsr.eval.iqa import measure_set
-from tudsr.eval.kept import KeptFigures
+from tudsr.eval.kept import KeptFigures, key_of
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric, MetricFn
 from tudsr.eval.outputs import FAILURES, Output, Skip, reason
@@ -86,7 +86,7 @@ def measure_pictures(
                 continue
             fitting = [measure for measure in single if _applies(measure.metric, method, scale)]
             measured = partial(_measure, references=_references(method, loaded, device), sr=sr, say=say)
-            empty |= _known_or(measured, fitting, kept, (output.path, pair.gt, pair.lq))
+            empty |= _known_or(measured, fitting, kept, key_of(output.path, pair.gt, pair.lq))
         step()
     return figures
 
@@ -95,15 +95,15 @@ def _known_or(
     measured: Callable[[Sequence[Measure]], Figures],
     measures: Sequence[Measure],
     kept: KeptFigures,
-    files: tuple[Path, Path | None, Path],
+    key: str,
 ) -> Figures:
     """Return the figures of an output: those that are kept, and the others as measured now, which are kept too."""
-    known: Figures = {**kept.find(*files)}
+    known: Figures = {**kept.find(key)}
     new = [one for one in measures if one.metric.name not in known]
     if new:
         known |= measured(new)
         of_files = {one.metric.name for one in measures if one.metric.reference != "model"}
-        kept.add({name: known.get(name) for name in of_files}, *files)
+        kept.add(key, {name: known.get(name) for name in of_files})
     return {name: known[name] for name in (one.metric.name for one in measures) if name in known}
 
 

@@ -1,6 +1,5 @@
 """Make a method's outputs: 8-bit PNG files with a journal beside them, so that a killed report goes on where it was."""
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 
 from tudsr.checkpoint import sha256_file, write_text
 from tudsr.errors import TudsrError
+from tudsr.eval.kept import of_same_run
 from tudsr.eval.methods import Method, Run
 from tudsr.eval.pairs import Pair
 from tudsr.image import Picture, PictureInfo, read_picture, write_picture
@@ -45,8 +45,8 @@ def make_outputs(
     """Return a method's outputs by picture, making those that are not there yet; foreign ones are only listed.
 
     An existing file is taken only when the journal says that it was made of the same input by the same method in the
-    same surroundings, and it has not changed since; never when nobody can say which code is running (see `_Journal`).
-    The first picture that is made is made twice: the first time, which fills caches, does not count.
+    same surroundings, and it has not changed since; never when nobody can say which code runs (`kept.of_same_run`). The
+    first picture that is made is made twice: the first time, which fills caches, does not count.
 
     Args:
         method: what to run.
@@ -117,21 +117,11 @@ def _wait(device: torch.device) -> None:
 
 
 class _Journal:
-    """What is known of the files in one folder of outputs.
-
-    That is nothing when it tells of another run, or when the code has no name: a commit that ends in «+» (a working
-    copy with changes) may stand for other code each time. An installed package has no commit; its version names it.
-    """
+    """What is known of the files in one folder of outputs; see `of_same_run`."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self._folder, self._run = folder, run
-        self._pictures: dict[str, Any] = {}
-        if run["commit"].endswith("+"):
-            return
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no journal, or no whole one: no trust
-            found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-            if found["run"] == json.loads(json.dumps(run)):
-                self._pictures = dict(found["pictures"])
+        self._pictures: dict[str, Any] = of_same_run(folder / JOURNAL, run).get("pictures", {})
 
     def find(self, pair: Pair) -> Output | None:
         """Return a picture's output when it is there and can be trusted."""
