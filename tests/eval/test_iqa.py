@@ -42,6 +42,7 @@ NETS = {
         "inception_score", False, "NR", "0, ~", lambda ours, _: {"inception_score_mean": 2.5, "inception_score_std": 9}
     ),
     "picky": Net("picky", False, "NR", fn=too_small),
+    "four": Net("four", False, "FR", fn=lambda *_: (1.0, 2.0, 3.0, 4.0)),
 }
 
 
@@ -114,6 +115,18 @@ def test_pictures_come_in_0_to_1_and_without_a_reference_where_none_is_meant(pyi
 def test_a_picture_that_pyiqa_refuses_is_a_sentence(pyiqa):
     with pytest.raises(InputError, match="picky.*kernel size"):
         find_metric("picky", CPU).load(None)(SR, None)
+    with pytest.raises(InputError, match="four.*tuple"):
+        find_metric("four", CPU).load(None)(SR, GT)
+
+
+def test_what_pyiqa_prints_leaves_stdout_alone(pyiqa, monkeypatch, capsys):
+    def create_metric(name, device):
+        print("Loading pretrained model")
+        return Net(name, False, "NR", fn=lambda x: print("Computing") or x.mean())
+
+    monkeypatch.setattr(pyiqa, "create_metric", create_metric)
+    assert find_metric("musiq", CPU).load(None)(SR, None) == pytest.approx(0.75)
+    assert capsys.readouterr() == ("", "Loading pretrained model\nComputing\n")
 
 
 def test_a_set_is_measured_by_the_pictures_that_both_have(pyiqa, tmp_path):

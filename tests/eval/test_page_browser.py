@@ -118,6 +118,12 @@ def test_the_slider_and_pictures_obey_keys(open_page):
     assert page.locator("#strip [aria-pressed=true]").count() == 1
 
 
+def test_each_scale_has_a_front_of_its_own(open_page):
+    fronts = "document.querySelectorAll('#plot .front').length"
+    assert open_page().evaluate(fronts) == 1
+    assert open_page(lambda results: results["methods"][1].update(scale=8)).evaluate(fronts) == 2
+
+
 def test_any_two_views_can_be_compared(open_page):
     page = open_page()
     options = page.locator("#right option").all_inner_texts()

@@ -246,10 +246,19 @@ def test_outputs_mean_their_colours_as_the_inputs_do(run, data):
         with Image.open(data / f"lq/{name}.png") as picture:
             picture.convert(mode).save(data / f"lq/{name}.png", icc_profile=icc)
     results, _ = run(metrics=("psnr",), limit=2)
-    for picture, expected in zip(results["pictures"], (icc, None), strict=True):
+    for picture, mode in zip(results["pictures"], ("RGB", "L"), strict=True):  # grey stays grey, as in tudsr upscale
         for method in ("bicubic", "throw-away M1N2"):
             with Image.open(data / "report" / picture["outputs"][method]) as output:
-                assert (output.mode, output.info.get("icc_profile")) == ("RGB", expected)
+                assert (output.mode, output.info.get("icc_profile")) == (mode, icc)
+
+
+def test_a_report_does_not_measure_what_it_writes_over(run, data):
+    ours = data / "report/outputs/throw-away M1N2"
+    ours.mkdir(parents=True)
+    (ours / "p0.png").write_bytes(b"before")
+    with pytest.raises(InputError, match="throw-away M1N2: lies among the outputs"):
+        run(outputs={"before": ours})
+    assert (ours / "p0.png").read_bytes() == b"before"
 
 
 def test_foreign_outputs_bring_their_times(run, data):

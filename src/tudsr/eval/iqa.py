@@ -1,9 +1,11 @@
 """Metrics that are not ours: every one of pyiqa's by its own name, where the extra `iqa` is installed."""
 
+import contextlib
 import math
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ SET_METRICS = frozenset({"fid", "sfid", "fid_dinov2", "fid_mmd", "inception_scor
 """pyiqa's metrics of whole folders: of the outputs, compared with that of the true pictures by all but the last."""
 
 # What pyiqa and the libraries below it raise on pictures that a metric cannot take (too small, mostly) …
-_MEASURE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError)
+_MEASURE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 # … and when weights cannot be fetched or read, or a library that only this metric needs is not there.
 _LOAD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, KeyError, AssertionError)
 
@@ -50,7 +52,8 @@ def find_metric(name: str, device: torch.device) -> Metric:
     if name not in pyiqa.list_models():
         raise ConfigError(f"{known}, nor one of pyiqa's; pyiqa.list_models() lists those.")
     try:
-        net = pyiqa.create_metric(name, device=device)
+        with _printing_elsewhere():
+            net = pyiqa.create_metric(name, device=device)
     except _LOAD_ERRORS as error:
         raise WeightsError(f"pyiqa's metric {name!r} cannot be loaded ({error}).") from error
     return _entry(name, net, str(getattr(pyiqa, "__version__", "")))
@@ -88,11 +91,8 @@ def _pictures(name: str, net: Any) -> MetricFn:
         inputs = [(x.clamp(-1, 1) + 1) / 2 for x in (sr, gt) if x is not None]
         if net.metric_mode == "FR" and len(inputs) < 2:
             raise InputError(f"{name}: a reference picture is needed and none was given.")
-        try:
-            with torch.no_grad():
-                return float(net(*inputs[: 2 if net.metric_mode == "FR" else 1]))
-        except _MEASURE_ERRORS as error:
-            raise InputError(f"{name}: pyiqa cannot measure this picture ({error}).") from error
+        with _measuring(name, "picture"):
+            return float(net(*inputs[: 2 if net.metric_mode == "FR" else 1]))
 
     return measure
 
@@ -101,13 +101,26 @@ def _folders(name: str, net: Any) -> MetricFn:
     """Wrap a metric that takes the folder of outputs and the folder of true pictures."""
 
     def measure(outputs: Path, truths: Path) -> float:
-        try:
+        with _measuring(name, "set"):
             value = net(str(outputs), str(truths))
             return float(value["inception_score_mean"] if isinstance(value, dict) else value)
-        except _MEASURE_ERRORS as error:
-            raise InputError(f"{name}: pyiqa cannot measure this set ({error}).") from error
 
     return measure
+
+
+@contextlib.contextmanager
+def _measuring(name: str, what: str) -> Iterator[None]:
+    """Put in words why a metric cannot measure; fgresq_pair, for one, gives four figures of a pair, not one."""
+    try:
+        with _printing_elsewhere(), torch.no_grad():
+            yield
+    except _MEASURE_ERRORS as error:
+        raise InputError(f"{name}: pyiqa cannot measure this {what} ({error}).") from error
+
+
+def _printing_elsewhere() -> contextlib.AbstractContextManager[Any]:
+    """Send what pyiqa prints on stdout, which `--json` keeps for its own, to stderr."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def measure_set(fn: MetricFn, outputs: Mapping[str, Path], truths: Mapping[str, Callable[[], Tensor]]) -> float:

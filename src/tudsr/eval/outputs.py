@@ -103,8 +103,8 @@ def _make(run: Run, pair: Pair, path: Path, device: torch.device, *, warm_up: bo
     sr = run(lq)
     _wait(device)
     seconds = time.perf_counter() - begun
-    icc = None if picture.info.grey else picture.info.icc  # the output has colours, which a profile of grey cannot mean
-    write_picture(path, Picture(pixels=sr, info=PictureInfo(icc=icc)))
+    info = PictureInfo(grey=picture.info.grey, icc=picture.info.icc)  # grey stays grey, as `tudsr upscale` writes it
+    write_picture(path, Picture(pixels=sr, info=info))
     return Output(path=path, seconds=seconds)
 
 

@@ -112,8 +112,8 @@ def write_report(results: dict[str, Any], out: Path) -> None:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Return results.csv: a row for each picture and method; what is not known is empty."""
-    names = list(results["metrics"])
+    """Return results.csv: a row for each picture and method; what is not known is empty, metrics of sets left out."""
+    names = [name for name, metric in results["metrics"].items() if metric["reference"] != "set"]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["picture", "method", *names, "seconds"])

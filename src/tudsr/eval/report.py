@@ -139,6 +139,8 @@ def _check(config: EvalConfig) -> None:
     for folder in (config.lq, config.gt, *config.outputs.values()):
         if folder is not None and folder.resolve() in (config.out.resolve(), *config.out.resolve().parents):
             raise InputError(f"--out {config.out}: the report would lie among the pictures of {folder}.")
+        if folder is not None and folder.resolve().is_relative_to((config.out / OUTPUTS).resolve()):
+            raise InputError(f"{folder}: lies among the outputs that the report of --out {config.out} writes itself.")
     check_folder(config.out)
 
 
@@ -204,7 +206,7 @@ def _make_all(
 
 
 def _kept(config: EvalConfig, device: torch.device, metrics: Mapping[str, Mapping[str, Any]]) -> KeptFigures:
-    networks = {name: said.get("sha256") for name, said in metrics.items()}
+    networks = {name: said.get("sha256") or said["source"] for name, said in metrics.items()}  # pyiqa's: its version
     return KeptFigures(config.out / OUTPUTS / ".figures.json", _code(device, config), networks)
 
 

@@ -193,9 +193,14 @@ function drawPlot() {
   text(4, 16, `${metric} ${arrow(metric)}${higher ? "" : "  (lower is higher up)"}`, "name", "start");
 
   points.sort((p, q) => p.x - q.x || py(p.mean) - py(q.mean));
-  const front = points.filter((p, i) => points.slice(0, i).every((q) => py(p.mean) < py(q.mean)));
-  if (front.length > 1) $("plot-legend").textContent += " The dashed line joins those that none here beats in both.";
-  nodes.push(svg("polyline", { class: "front", points: front.map((p) => `${px(p.x)},${py(p.mean)}`).join(" ") }));
+  const rivals = [...new Set(points.map((p) => p.method.scale))].map((scale) => points.filter((p) => p.method.scale === scale));
+  const fronts = rivals.map((own) => own.filter((p, i) => own.slice(0, i).every((q) => py(p.mean) < py(q.mean))));
+  if (fronts.some((front) => front.length > 1)) {
+    $("plot-legend").textContent += " The dashed line joins those that none of their scale beats in both.";
+  }
+  for (const front of fronts) {
+    nodes.push(svg("polyline", { class: "front", points: front.map((p) => `${px(p.x)},${py(p.mean)}`).join(" ") }));
+  }
   const placed = points.map((p) => ({ left: px(p.x) - 7, right: px(p.x) + 7, y: py(p.mean) }));
   for (const p of points) {
     const [x, y] = [px(p.x), py(p.mean)];
