@@ -5,16 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tudsr.checkpoint import write_text
-from tudsr.machine import cpu_name
 from tudsr.train.runlog import environment
-
-
-def describe() -> dict[str, Any]:
-    """Return machine, versions, commit and CPU model."""
-    return environment() | {"cpu": cpu_name(), "cores": torch.get_num_threads()}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -29,7 +21,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def write(path: Path | None, result: dict[str, Any]) -> None:
     """Print a result with the machine it was made on and, with a path, keep it."""
-    text = json.dumps(result | {"machine": describe()}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(result | {"machine": environment()}, indent=2, ensure_ascii=False) + "\n"
     print(text, end="")
     if path is not None:
         write_text(path, text)

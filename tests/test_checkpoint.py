@@ -13,6 +13,7 @@ from tudsr.checkpoint import (
     replaced_folder,
     save_tensors,
     sha256_file,
+    sweep_temporary,
     verify_hashes,
     weight_hashes,
     write_text,
@@ -44,6 +45,14 @@ def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path):
         fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_kills_left_is_swept_and_nothing_else(tmp_path: Path):
+    for name in (f".{'0a' * 16}.pt", f".{'b' * 32}", ".hidden.pt", "state.pt"):
+        (tmp_path / name).write_text("x")
+    sweep_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden.pt", "state.pt"]
+    sweep_temporary(tmp_path / "not there")
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path):

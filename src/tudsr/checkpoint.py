@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove what kills left of `atomic_path` right below a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\.[0-9a-f]{32}", path.stem):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Frozen, validated settings: what a model folder says of itself (`tudsr.json`) and how values are checked."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -33,7 +34,7 @@ class Settings(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
             if first["type"] == "extra_forbidden":
-                known = ", ".join(sorted(cls.model_fields))
+                known = ", ".join(sorted(_fields(cls, first["loc"][:-1])))
                 raise ConfigError(f"{where}: {field!r} is not a setting; known ones: {known}.") from error
             said = first["msg"].removeprefix("Value error, ")
             if not first["loc"]:  # several settings that do not go together; the message names them
@@ -53,6 +54,13 @@ class Settings(BaseModel):
     def to_json(self) -> str:
         """Return indented JSON that `read` takes back."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def _fields(kind: Any, path: Iterable[Any]) -> Iterable[str]:
+    """Return the names that settings have, or those that lie in them under a path of names."""
+    for name in path:
+        kind = kind.model_fields[name].annotation
+    return kind.model_fields  # type: ignore[no-any-return]
 
 
 def read_object(path: Path) -> dict[str, Any]:

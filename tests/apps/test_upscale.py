@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
@@ -178,6 +178,16 @@ def test_compare_lays_bicubic_and_ours_side_by_side(bicubic, photo, tmp_path):
         assert right.tobytes() == ours.tobytes()
         assert left.tobytes() == ours.tobytes()  # the stand-in is bicubic itself
         assert len(both.crop((0, 0, both.width, header)).getcolors(10_000)) > 2  # something is written there
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_compare_keeps_the_inputs_colour_space(bicubic, tmp_path, mode):
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new(mode, (40, 30)).save(tmp_path / "a.png", icc_profile=icc)
+    result = run(tmp_path / "a.png", "-o", tmp_path / "x.png", "--compare", tmp_path / "both.png", "--scale", 2)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "both.png") as both:
+        assert both.info.get("icc_profile") == (icc if mode == "RGB" else None)
 
 
 def test_compare_never_stands_on_input_output_or_many(bicubic, photo, tmp_path):

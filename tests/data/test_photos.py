@@ -16,6 +16,8 @@ from tudsr.data.photos import (
     split_photos,
 )
 from tudsr.errors import DataError
+from tudsr.image_encode import encode_file
+from tudsr.image_raster import Raster
 
 
 def _save(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
@@ -138,11 +140,19 @@ def test_truncated_files_raise(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 @pytest.mark.parametrize("exif", [b"II\x2b\0\x08\0\0\0", b"MM\0\x2a\0"], ids=["BigTIFF", "short"])
-def test_damaged_exif_is_a_broken_photo(tmp_path: Path, suffix: str, exif: bytes) -> None:
+def test_damaged_exif_costs_no_photo(tmp_path: Path, suffix: str, exif: bytes) -> None:
     path = tmp_path / f"damaged.{suffix}"
-    Image.new("RGB", (40, 40)).save(path, exif=b"Exif\0\0" + exif)
-    with pytest.raises(PhotoDecodeError, match="cannot be decoded"):
-        decode_photo(path)
+    Image.new("RGB", (40, 40), "white").save(path, exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(decode_photo(path), np.full((40, 40, 3), 255))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_the_same_photo_as_8(tmp_path: Path, suffix: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40, channels), dtype=np.uint16)
+    encode_file(tmp_path / f"wide.{suffix}", Raster(values=values), quality=95)
+    expected = np.broadcast_to(values >> 8, (30, 40, 3))
+    np.testing.assert_array_equal(decode_photo(tmp_path / f"wide.{suffix}"), expected)
 
 
 def test_store_keeps_within_its_memory(tmp_path: Path) -> None:
@@ -157,7 +167,7 @@ def test_store_keeps_within_its_memory(tmp_path: Path) -> None:
 def test_store_warns_once_of_a_broken_photo(tmp_path: Path) -> None:
     path = _truncate(_save(tmp_path / "half.png", (90, 90)))
     store = PhotoStore([path], 32, cache_mb=1)
-    with pytest.warns(UserWarning, match=r"half\.png: cannot be decoded .* skipped"):
+    with pytest.warns(UserWarning, match=r"half\.png: damaged or cut short .* skipped"):
         assert store.get(0) is None
     assert store.get(0) is None
     assert store.broken == {path}

@@ -1,9 +1,12 @@
 """Settings that cannot be trained with are refused when they are read."""
 
+import json
+
 import pytest
 import torch
 
 from tudsr.errors import ConfigError
+from tudsr.find import find_model
 from tudsr.presets import sd21_stage_1
 from tudsr.train.config import TrainConfig
 from tudsr.train.losses import LEAST_PX, LOSSES
@@ -28,6 +31,9 @@ from tudsr.train.objective import PIXEL_LOSSES
         ({"crop_px": 64, "loss_crop_px": 65}, "loss_crop_px may be at most crop_px"),
         ({"crop_px": 128, "loss_crop_px": 64}, "loss_crop_px goes with loop=exact only"),
         ({"degrade_on": "gpu"}, "degrade_on"),
+        ({"stage": 2, "n": 2, "crop_px": 128, "scales": {"uniform": (1.5, 8)}}, "scales and val_scale .* least n=2"),
+        ({"stage": 2, "n": 2, "crop_px": 128, "val_scale": 1.5}, "scales and val_scale .* least n=2"),
+        ({"scales": {"uniforms": (1, 4)}}, "'scales.uniforms' is not a setting; known ones: fixed, uniform"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make_config, changes, words):
@@ -72,6 +78,20 @@ def test_an_override_inside_a_mapping_leaves_what_stands_beside_it(model_folder,
     assert (plain.losses["mae"], plain.degradation.weights["heavy"]) == (0.5, 0.2)
     with pytest.raises(ConfigError, match="'nonsense' is not a setting"):
         assemble("nonsense.mae=1")
+
+
+def test_a_file_says_which_stage_and_model_it_is_for(model_folder, photos, tmp_path):
+    def assemble(said, stage=None, model=None):
+        file, out = tmp_path / "config.json", tmp_path / "run"
+        file.write_text(json.dumps(said))
+        return TrainConfig.assemble(stage=stage, model=model, data=photos, out=out, file=file, overrides=[])
+
+    found = assemble({"stage": 0, "model": str(model_folder), "steps": 7, "train": "base"})
+    assert (found.stage, found.model, found.steps) == (0, model_folder, 7)
+    found = assemble({"stage": 0, "model": str(model_folder), "steps": 7}, stage=2, model="tiny")  # options win
+    assert (found.stage, found.model, found.steps) == (2, find_model("tiny"), 7)
+    assert (found := assemble({"steps": 7})).stage == 1
+    assert found.model == find_model("tiny")
 
 
 def test_the_least_sides_are_of_known_losses():

@@ -85,7 +85,7 @@ def test_photos_that_are_too_small_are_left_out(model_folder, photos, tmp_path):
     with pytest.raises(DataError, match="short side below 64 px"):
         estimate(model_folder, tmp_path / "data", tmp_path / "out")
     (tmp_path / "data" / "1.png").write_bytes((photos / "photo_1.png").read_bytes())
-    assert estimate(model_folder, tmp_path / "data", tmp_path / "out")[0].count == 1
+    assert estimate(model_folder, tmp_path / "data", tmp_path / "out", count=1)[0].count == 1
 
 
 @pytest.mark.parametrize(

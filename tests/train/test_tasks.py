@@ -89,6 +89,11 @@ def small_vae() -> AutoencoderKL:
     return AutoencoderKL(block_out_channels=(8, 8, 8), latent_channels=48, norm_num_groups=4, **sides)
 
 
+def test_gradient_checkpointing_takes_an_autoencoder_that_has_none(make_task):
+    task = make_task(**STAGE_2 | {"gradient_checkpointing": True})
+    assert task.stage.backbone.unet.is_gradient_checkpointing
+
+
 @pytest.mark.parametrize("loop", ["paper", "exact"])
 @pytest.mark.parametrize("how", ["merged", "switched"])
 def test_gradient_checkpointing_computes_again_and_changes_no_gradient(make_task, loop, how):

@@ -148,8 +148,8 @@ def models_verify(model: Annotated[str, typer.Argument(help="Embedded name, fold
 def train(
     data: Annotated[Path, typer.Option(help="Folder of sharp photos.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    stage: Annotated[int, typer.Option(min=0, max=2, help="0: the prior of a small backbone; 1 or 2.")] = 1,
-    model: Model = "tiny",
+    stage: Annotated[int | None, typer.Option(min=0, max=2, help="0: a small backbone's prior; else 1, or 2.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in upscale; else the file's, or tiny.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
@@ -166,7 +166,7 @@ def train(
             raise ConfigError(
                 "--estimate-t takes --set scale, count and degradation; --config and --resume are for a run."
             )
-        typer.echo("\n".join(run_estimate(model, data, out, wishes)))
+        typer.echo("\n".join(run_estimate(model or "tiny", data, out, wishes)))
         return
     settings = TrainConfig.assemble(stage=stage, model=model, data=data, out=out, file=config, overrides=wishes)
     run_training(settings, resume=resume)

@@ -53,7 +53,8 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
         x = k * (after.width + gap)
         canvas.paste(panel, (x, header))
         draw.text((x + font_px // 2, header // 2), label, fill=_INK, font=font, anchor="lm")
-    encode_file(path, Raster(values=np.asarray(canvas)), _QUALITY)
+    icc = None if before.info.grey else before.info.icc  # the panels have colours, which a profile of grey cannot mean
+    encode_file(path, Raster(values=np.asarray(canvas), icc=icc), _QUALITY)
 
 
 def _gap_px(width: int) -> int:

@@ -33,7 +33,7 @@ class Scales(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         total = sum(self.fixed.values())
-        if min((*self.fixed, *(self.uniform or ()), 1.0)) < 1.0:
+        if self.least < 1:
             raise ValueError("ratios must be at least 1")
         if min((*self.fixed.values(), 0.0)) < 0 or total > 1 + 1e-9:
             raise ValueError("probabilities must be non-negative and sum to at most 1")
@@ -42,6 +42,11 @@ class Scales(Settings):
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
             raise ValueError("the uniform range must be (low, high)")
         return self
+
+    @property
+    def least(self) -> float:
+        """The least ratio."""
+        return min((*self.fixed, *(self.uniform or ())), default=1.0)
 
     def draw(self, rng: np.random.Generator) -> float:
         """Draw one ratio."""

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tudsr.checkpoint import sha256_file
-from tudsr.errors import DataError
+from tudsr.errors import DataError, InputError
+from tudsr.image_decode import decode_file
 from tudsr.image_raster import DECODE_ERRORS
 
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
@@ -132,24 +133,25 @@ def _name(path: Path, base: Path) -> str:
 
 
 def decode_photo(path: Path) -> Pixels:
-    """Decode a photo upright (EXIF orientation applied), as RGB.
+    """Decode a photo upright (EXIF orientation applied), as RGB; transparency is left out.
 
     Args:
         path: the file.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; of 16 bits the upper eight.
 
     Raises:
         PhotoDecodeError: when the file is gone, broken or not a photo.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as photo:
-            warnings.simplefilter("ignore")
-            upright = ImageOps.exif_transpose(photo)
-            return np.asarray(upright.convert("RGB"))
-    except DECODE_ERRORS as error:
-        raise PhotoDecodeError(f"{path}: cannot be decoded ({error})") from error
+        values = decode_file(path).values
+    except InputError as error:
+        raise PhotoDecodeError(str(error).removesuffix(".")) from error
+    if values.dtype == np.uint16:
+        values = (values >> 8).astype(np.uint8)
+    colours = values[..., : 3 if values.shape[2] > 2 else 1]
+    return np.ascontiguousarray(np.broadcast_to(colours, (*values.shape[:2], 3)))
 
 
 class PhotoStore:

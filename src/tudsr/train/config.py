@@ -126,6 +126,9 @@ class TrainConfig(Settings):
             raise ValueError(f"n is for stage 2; in stage {self.stage} it must be 1")
         if self.crop_px % self.n:
             raise ValueError("crop_px must be a multiple of n")
+        least_ratio = min(self.scales.least, self.val_scale)
+        if least_ratio < self.n:
+            raise ValueError(f"scales and val_scale must be at least n={self.n}, which stage 2 takes of them")
         if self.loss_crop_px is not None and self.loss_crop_px > self.crop_px:
             raise ValueError("loss_crop_px may be at most crop_px")
         if self.loss_crop_px is not None and self.loop == "paper":
@@ -157,13 +160,20 @@ class TrainConfig(Settings):
 
     @classmethod
     def assemble(
-        cls, *, stage: int, model: str | Path, data: Path, out: Path, file: Path | None, overrides: list[str]
+        cls,
+        *,
+        stage: int | None,
+        model: str | Path | None,
+        data: Path,
+        out: Path,
+        file: Path | None,
+        overrides: list[str],
     ) -> Self:
         """Build from the preset of (backbone, stage), then a JSON file, then key=value overrides; later ones win.
 
         Args:
-            stage: 0, 1 or 2.
-            model: embedded name, folder or hub id.
+            stage: 0, 1 or 2; None: the file's, else 1.
+            model: embedded name, folder or hub id; None: the file's, else tiny.
             data: folder of photos.
             out: folder of the run.
             file: JSON object of settings, or None.
@@ -174,10 +184,10 @@ class TrainConfig(Settings):
             ConfigError: naming the setting that is unknown or wrong.
             ModelError: when the model is not there.
         """
-        folder = find_model(model)
-        values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage)
-        if file is not None:
-            values |= read_object(file)
+        given = {} if file is None else read_object(file)
+        folder = find_model(given.get("model", "tiny") if model is None else model)
+        stage = given.get("stage", 1) if stage is None else stage
+        values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage) | given
         for override in overrides:
             _apply_override(values, override)
         values |= {"stage": stage, "model": str(folder), "data": str(data), "out": str(out)}

@@ -64,8 +64,8 @@ def estimate(
     """
     _check(scale, count, degradation)
     net = load_model(model, torch.device("cpu"), torch.float32)
-    paths, _ = check_photos(find_photos(data)[:count], net.config.r_px)
-    crops = ValidationSet(paths, crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0)
+    paths, _ = check_photos(find_photos(data), net.config.r_px)
+    crops = ValidationSet(paths[:count], crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0)
     pairs = [(crops[i]["gt"][None], crops[i]["lq"][None]) for i in range(len(crops))]
     found = match_snr(net.backbone, pairs)
     values = {

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tudsr.checkpoint import write_text
+from tudsr.checkpoint import sweep_temporary, write_text
 from tudsr.image import Picture, write_picture
-from tudsr.machine import commit
+from tudsr.machine import commit, cpu_name
 
 
 class RunLog:
@@ -26,6 +26,7 @@ class RunLog:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
         self.folder = folder
+        sweep_temporary(folder)
         self.metrics_path = folder / "metrics.jsonl"
         write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
         write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
@@ -80,7 +81,8 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "peft": peft.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": platform.machine(),
+        "cpu": cpu_name() or platform.processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": commit(),

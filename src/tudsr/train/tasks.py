@@ -125,7 +125,7 @@ class GanTask:
             self.nets["d"] = self.net_d.trainable_parameters()
         if config.gradient_checkpointing:
             net.unet.enable_gradient_checkpointing()
-            if hasattr(net.vae, "enable_gradient_checkpointing"):
+            if getattr(net.vae, "_supports_gradient_checkpointing", False):  # all of diffusers' have the method
                 net.vae.enable_gradient_checkpointing()
 
     def accumulate(self, batch: dict[str, Any], share: float, seed: Seed) -> dict[str, Tensor]:
