@@ -1,5 +1,6 @@
 """The pipeline: exact sizes, every kind of picture, windows, colour fixes, and what it leaves behind."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -306,6 +307,28 @@ def test_an_error_that_somebody_still_looks_at_spoils_no_later_picture(tudsr, mo
             result(tudsr, picture, **wishes)
     assert torch.equal(result(tudsr, picture, **wishes), wanted)
     assert kept.value.__traceback__ is not None
+
+
+def test_two_threads_do_not_disturb_each_other(tudsr):
+    picture, wish = picture_from(noise(40, 150)), Request(scale=2, most_px=64)
+    alone = tudsr.upscale_picture(picture, wish).pixels
+    begun, over = threading.Event(), threading.Event()
+
+    def in_the_middle(done, total):
+        begun.set()
+        over.wait(0.5)  # the other would be done by then, if it did not wait
+
+    def other():
+        begun.wait()
+        tudsr.upscale_picture(picture_from(noise(5, 7)), wish)
+        over.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    disturbed = tudsr.upscale_picture(picture, wish, in_the_middle).pixels
+    thread.join()
+    assert over.is_set()
+    assert torch.equal(disturbed, alone)
 
 
 def _taken_then_fails(rows, *_):

@@ -1,8 +1,9 @@
 """TUDSR: twice upsampling-diffusion. The paper's figure, top to bottom."""
 
 import contextlib
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,9 +36,11 @@ BATCH = {"cuda": 4}
 
 One window fills two CPU cores; 1, 2 and 4 took an H100 2.21, 1.58 and 1.26 s (docs/benchmarks/targets.md)."""
 
+Keep = Callable[[RowsFrom], Region]
+
 
 class TUDSR:
-    """A loaded model that enlarges pictures.
+    """A loaded model that enlarges pictures, one at a time: of several threads one works and the others wait.
 
     Args:
         model: from `folder.load_model`.
@@ -46,6 +49,7 @@ class TUDSR:
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
         self.model, self.spread, self._graphs, self._active = model, spread, Graphs(), contextlib.ExitStack()
+        self.lock = threading.RLock()  # a pass puts its merged weights into the one backbone
 
     @classmethod
     def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
@@ -122,12 +126,11 @@ class TUDSR:
         where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
         request, store = self.settled(request), MemoryStore(where)
         plan = self.plan(picture.height, picture.width, request)
-        size = picture.height, picture.width
-        rows = self.run_passes(part_of(picture.pixels.to(where)), size, plan, request, store, progress)
-        pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
-        alpha = picture.alpha
-        if alpha is not None:
-            alpha = upsample(alpha, plan.height, plan.width).clamp_(0, 1)
+        with self.lock:
+            size, source = (picture.height, picture.width), part_of(picture.pixels.to(where))
+            rows = self.run_passes(source, size, plan, request, store, progress)
+            pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
+        alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width).clamp_(0, 1)
         return replace(picture, pixels=pixels, alpha=alpha)
 
     def settled(self, request: Request) -> Request:
@@ -176,12 +179,13 @@ class TUDSR:
                 before = plan.passes[number - 1]
                 size = before.height, before.width
                 source = store.fill(f"pass_{number}", *size, rows)
-            rows = self._pass_rows(source, size, step, request, store, _share(progress, counts, number))
+            keep = partial(store.fill, f"pass_{number + 1}_unfixed", step.height, step.width)
+            rows = self._pass_rows(source, size, step, request, keep, _share(progress, counts, number))
         assert rows is not None, "a plan has at least one pass"
         return rows
 
     def _pass_rows(
-        self, x: Region, size: tuple[int, int], step: Pass, request: Request, store: Store, progress: Progress | None
+        self, x: Region, size: tuple[int, int], step: Pass, request: Request, keep: Keep, progress: Progress | None
     ) -> RowsFrom:
         """Return what makes the rows of one pass: upsample → encode → one step → decode by windows → blend → colour."""
         height, width = after = step.height, step.width
@@ -205,7 +209,7 @@ class TUDSR:
         def finished(start: int) -> Iterator[Tensor]:
             rows, statistics = blended, None
             if fix.statistics is not None:
-                whole = store.fill(f"stage_{step.stage}_{height}x{width}_unfixed", height, width, blended)
+                whole = keep(blended)
                 rows, statistics = partial(rows_of, whole, after), fix.statistics(whole, lq_up, after)
             y = start
             for fixed in fix.rows(rows(max(0, start - fix.halo_px)), lq_up, after, start, statistics):
@@ -265,12 +269,9 @@ class TUDSR:
         Raises:
             InputError: when it cannot be done in so little.
         """
-        if memory is not None and request.vae == "whole":
-            raise ConfigError(
-                "memory cannot be kept to with the autoencoder over the whole picture; give one of the two."
-            )
-        if memory is not None and request.graphs:
-            raise ConfigError("memory cannot be kept to with graphs, which keep theirs; give one of the two.")
+        if memory is not None and (request.vae == "whole" or request.graphs):
+            what = "graphs, which keep theirs" if request.graphs else "the autoencoder over the whole picture"
+            raise ConfigError(f"memory cannot be kept to with {what}; give one of the two.")
         waiting = 0 if self.spread is None else self.spread.waiting
         easy = request.vae == "whole" or has_room(self.model, size, plan, request, pixel_bytes, waiting)
         if memory is None and easy and more.get("begun") is None:
