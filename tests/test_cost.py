@@ -135,6 +135,9 @@ def test_a_loaded_models_shapes_are_its_folders(shapes, model_folder):
     assert window_cost(found, 64, 64) == window_cost(shapes, 64, 64)
     loaded.folder = None
     assert next(shapes_of(loaded).backbone.parameters()).is_meta
+    loaded.backbone.half()  # what has no numbers cannot be looked over for float16's overflow
+    assert window_cost(shapes_of(loaded), 64, 64).flop > 0
+    assert shapes_of(loaded).backbone.dtype == torch.float16
 
 
 def test_weights_are_those_of_a_running_stage(shapes, model_folder):

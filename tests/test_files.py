@@ -124,6 +124,19 @@ def test_from_disk_comes_what_comes_from_memory(model, tmp_path, monkeypatch, re
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, f"memory{to}", f"disk{to}"])
 
 
+def test_passes_of_one_stage_and_size_have_pictures_of_their_own(model, tmp_path, request):
+    """Just above the most that two passes make, the third enlarges by nothing; AdaIN keeps a picture of each."""
+    save(tmp_path / "in.png", "RGB")
+    wish = Request(scale=1.001 * model.config.m_range[1] * model.config.n_range[1], color="adain")
+    steps = [(step.stage, step.height, step.width) for step in model.plan(45, 61, wish).passes]
+    assert len(set(steps)) < len(steps)
+    upscale_file(model, tmp_path / "in.png", tmp_path / "memory.png", wish)
+    request.getfixturevalue("on_disk")
+    upscale_file(model, tmp_path / "in.png", tmp_path / "disk.png", wish)
+    a, b = (read_picture(tmp_path / f"{where}.png").pixels for where in ("memory", "disk"))
+    assert (a == b).all()
+
+
 @pytest.mark.parametrize("kind", ["large turned", "turned"])
 def test_a_turned_picture_is_spooled_upright(tmp_path, kind):
     save(tmp_path / "in.jpg", kind)
@@ -303,6 +316,27 @@ def test_work_that_cannot_be_used_is_said(model, tmp_path, monkeypatch, on_disk)
     monkeypatch.setattr(spooled.torch, "get_num_threads", lambda: 99)
     upscale_file(model, source, target, Request(scale=4, color="none"), say=said.append)
     assert f"{source}: what an earlier run left on disk is not used, because of another request and threads." in said
+
+
+def test_what_other_code_made_is_not_used(model, tmp_path, monkeypatch, on_disk):
+    source, target, said = tmp_path / "in.png", tmp_path / "out.png", []
+    save(source, "RGB")
+    leave(model, source, target, Request(scale=4))
+    monkeypatch.setattr(spooled, "_commit", lambda: "later")
+    upscale_file(model, source, target, Request(scale=4), say=said.append)
+    assert f"{source}: what an earlier run left on disk is not used, because of another commit." in said
+
+
+def test_work_on_disk_goes_when_the_picture_is_made_in_memory_unless_a_run_is_at_it(model, tmp_path):
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    save(source, "RGB")
+    leave(model, source, target, Request(scale=4), fitted())
+    work = work_folder(target)
+    with spooled.alone(work.with_suffix(".lock"), target):
+        upscale_file(model, source, target, Request(scale=2))
+        assert (work / "output.raw").exists()
+    upscale_file(model, source, target, Request(scale=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"in.png", "out.png"}
 
 
 def test_what_other_settings_of_the_model_made_is_not_used(model, tmp_path, on_disk):

@@ -109,6 +109,53 @@ def test_an_autoencoder_with_weights_and_a_prompt(make_model, tmp_path):
     assert torch.equal(loaded.vae.decoder.conv_in.weight, model.backbone.vae.decoder.conv_in.weight.bfloat16())
 
 
+@pytest.fixture
+def with_autoencoder(make_model, tmp_path) -> Path:
+    """Return the folder of a model whose autoencoder has weights and attention, with a prompt."""
+    model = make_model()
+    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    model.backbone.prompt_embeds = torch.randn(1, 3, 5)
+    save_model(tmp_path / "m", model, torch.float32)
+    return tmp_path / "m"
+
+
+def weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def test_weights_are_not_views_of_their_files(with_autoencoder):
+    """Pages of a mapped file count as memory, beside each copy that is made of them."""
+    net = load(with_autoencoder).backbone
+    assert all(tensor.untyped_storage().resizable() for tensor in (*net.parameters(), *net.buffers()))
+    four = [weight for weight in net.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in four)
+    maps = Path("/proc/self/maps")
+    assert not maps.is_file() or str(with_autoencoder) not in maps.read_text()
+    for part in ("unet", "vae"):
+        saved = load_tensors(with_autoencoder / part / "diffusion_pytorch_model.safetensors")[0]
+        found = {key.replace(".base_layer.", "."): value for key, value in getattr(net, part).state_dict().items()}
+        assert all(torch.equal(found[key], value) for key, value in saved.items())
+
+
+@pytest.mark.parametrize("spoilt", ["renamed", "another file beside"])
+def test_weights_are_those_that_diffusers_finds(with_autoencoder, spoilt):
+    """Those of old autoencoders have other names; files of other names are none of its."""
+    wanted, path = weights(load(with_autoencoder).backbone.vae), with_autoencoder / UNET.replace("unet", "vae")
+    tensors = load_tensors(path)[0]
+    if spoilt == "renamed":
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, name in old.items():
+            tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+        assert any(".query." in key for key in tensors)
+        save_tensors(path, {key: value.clone() for key, value in tensors.items()})
+    else:
+        save_tensors(path.with_name("older.safetensors"), {key: value + 1 for key, value in tensors.items()})
+    edit(with_autoencoder, sha256={})
+    net = load(with_autoencoder).backbone
+    assert all(torch.equal(value, wanted[key]) for key, value in net.vae.state_dict().items())
+    assert all(weight.untyped_storage().resizable() for weight in net.parameters())
+
+
 def test_without_adapter_files_both_stages_are_the_bare_base(copy):
     shutil.rmtree(copy / "adapters")
     edit(copy, sha256={})

@@ -2,6 +2,7 @@ import io
 import random
 import struct
 import threading
+import tracemalloc
 import zlib
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from tudsr import image_raster
 from tudsr.errors import InputError
 from tudsr.image import Picture, PictureInfo, picture_from, picture_like, read_picture, write_picture
-from tudsr.image_encode import check_size, file_format
+from tudsr.image_encode import check_size, encode_file, file_format, on_white
+from tudsr.image_raster import Raster
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -264,6 +266,23 @@ def test_transparent_pictures_are_laid_on_white_where_they_must(tmp_path, suffix
     assert flat[8:].max() <= 1
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_they_are_laid_on_white_in_no_more_memory_than_is_planned(tmp_path, monkeypatch, channels):
+    """That is one picture beside the numbers, Pillow's; what else is made is a strip's."""
+    values, sizes = noise(2000, 1000, channels), []
+    taken = Image.fromarray
+    monkeypatch.setattr(Image, "fromarray", lambda part: sizes.append(part.nbytes) or taken(part))
+    tracemalloc.start()
+    encode_file(tmp_path / "a.bmp", Raster(values=values), 95)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(sizes) <= 2**20
+    assert most < 2 * 2**20
+    monkeypatch.undo()
+    with Image.open(tmp_path / "a.bmp") as image:
+        np.testing.assert_array_equal(np.atleast_3d(np.asarray(image)), on_white(values))
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".JPG"])
 def test_lossy_files_come_close_and_follow_the_quality(tmp_path, suffix):
     values = smooth(64, 64)
@@ -467,6 +486,17 @@ def test_profile_is_kept(tmp_path, suffix):
     with Image.open(tmp_path / f"b{suffix}") as image:
         assert image.info["icc_profile"] == srgb()
     assert "profile" in write_picture(tmp_path / "b.bmp", picture)[0]
+
+
+def test_a_profile_of_grey_stays_with_grey_and_leaves_webp_which_has_none(tmp_path):
+    icc = srgb()[:16] + b"GRAY" + srgb()[20:]
+    Image.new("L", (8, 8), 99).save(tmp_path / "a.png", icc_profile=icc)
+    picture = read_picture(tmp_path / "a.png")
+    assert write_picture(tmp_path / "b.png", picture) == ()
+    assert "profile of grey" in write_picture(tmp_path / "b.webp", picture)[0]
+    for name, found in (("b.png", icc), ("b.webp", None)):
+        with Image.open(tmp_path / name) as image:
+            assert image.info.get("icc_profile") == found
 
 
 def test_too_much_exif_for_jpeg_is_left_out_with_a_note(tmp_path):

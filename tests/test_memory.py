@@ -1,15 +1,13 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
 import math
-import sys
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from tudsr import machine
 from tudsr import memory as memory_module
@@ -26,7 +24,7 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model, load_model
-from tudsr.machine import free_bytes, resident_bytes, sharing_memory, unread_bytes
+from tudsr.machine import free_bytes, resident_bytes, sharing_memory
 from tudsr.memory import Need, _window_bound, fit, has_room
 from tudsr.planner import plan_passes
 from tudsr.request import Request, until_it_fits
@@ -150,6 +148,19 @@ def test_without_a_disk_only_windows_shrink(need):
     assert (less.on_disk, less.most_px) == (False, 32)
 
 
+def test_a_window_that_overflows_in_float16_is_counted_in_float32(need, model_folder):
+    """By itself, with the larger part's weights, where the batch takes less."""
+    halves = {dtype: meta_model(model_folder, dtype) for dtype in (torch.bfloat16, torch.float16)}
+    for batch in (1, 64):
+        wish = need(2000, 3000, 4, batch=batch)
+        plain, found = (fit(replace(wish, shapes=one), Request(scale=4), 10**12) for one in halves.values())
+        live = max(one.window.live_bytes for one in found.passes)
+        weights = 4 * sum(weight.numel() for weight in wish.shapes.backbone.unet.parameters())
+        assert plain.parts["windows"] == batch * 2 * live
+        assert found.parts["windows"] == max(batch * 2 * live, 3 * live + weights)
+        assert (found.parts["windows"] > plain.parts["windows"]) == (batch == 1)
+
+
 def test_pictures_and_rows_by_hand():
     plan = plan_passes(10, 20, scale=8)  # to 40x80, then 80x160
     assert pictures_bytes(10, 20, plan) == 12_800 * (12 + 4 + 3 + 4) + 200 * 12
@@ -169,26 +180,6 @@ def test_the_machine_is_asked(monkeypatch):
     assert 0 < resident_bytes() < 10**12
     monkeypatch.setattr(machine, "_container_bytes", lambda: 1000)
     assert free_bytes(torch.device("cpu")) == 850
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what is mapped")
-def test_weights_that_are_mapped_and_not_read_yet_are_counted(tmp_path, monkeypatch):
-    """A float32 model's weights are views of its file: they come into memory when they are first used."""
-    saved = {"weight": torch.ones(4 * 10**6)}
-    save_file(saved, tmp_path / "weights.safetensors")
-    before = unread_bytes()
-    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
-        weight = file.get_tensor("weight")
-        mapped = unread_bytes() - before
-        assert weight.sum() == 4 * 10**6
-        assert mapped - (unread_bytes() - before) > 15 * 10**6
-    monkeypatch.setattr(machine, "_SMAPS", tmp_path / "smaps")
-    assert unread_bytes() == 0
-    (tmp_path / "smaps").write_text(
-        "7f00-7f10 r--p 0 fe:00 12 /a b/unet.safetensors\nSize: 300 kB\nRss: 100 kB\nVmFlags: rd\n"
-        "7f20-7f30 r--p 0 fe:00 13 /lib/libc.so\nSize: 900 kB\nRss: 0 kB\n7f40-7f50 rw-p 0 00:00 0\nSize: 9 kB\n"
-    )
-    assert unread_bytes() == 200 * 1024
 
 
 def test_processes_that_share_a_machine_get_equal_parts_whenever_they_ask(monkeypatch):
@@ -305,3 +296,17 @@ def test_room_is_asked_for_pictures_windows_and_weights(model_folder, monkeypatc
     assert not has_room(model, (70, 70), plan, request, 3)
     free["cuda"], free["cpu"] = 10**9, 3 * MB
     assert not has_room(model, (70, 70), plan, request, 3)
+
+
+def test_room_is_asked_for_what_overflows_in_float16(model_folder, monkeypatch):
+    def least(dtype):
+        model = load_model(model_folder, torch.device("cpu"), dtype)
+
+        def roomy(free):
+            monkeypatch.setattr(memory_module, "free_bytes", lambda where: free)
+            return has_room(model, (70, 70), plan_passes(70, 70, scale=4), Request(scale=4), 3)
+
+        return bisect_left(range(10**9), True, key=roomy), sum(4 * p.numel() for p in model.backbone.unet.parameters())
+
+    (half, weights), (plain, _) = map(least, (torch.float16, torch.bfloat16))
+    assert half > plain + 2 * weights

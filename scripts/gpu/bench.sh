@@ -6,7 +6,7 @@ set -uo pipefail
 out=$1 failed=0
 source scripts/gpu/setup.sh
 mkdir -p "$out"
-model=${MODEL:-/tmp/tudsr-sd21/sd21}
+model=${MODEL:-$store/sd21}
 
 step() {
   local begun=$SECONDS name=$1
@@ -17,7 +17,10 @@ step() {
   tail -n 15 "$out/$name.log"
 }
 
-[ -d "$model" ] || step init -m tudsr models init sd21 --random-weights --out "$model"
+if [ ! -f "$model/tudsr.json" ]; then  # it is written last
+  rm -rf "$store/sd21"  # what is left of an init that was cut off
+  EACH=${EACH:-240} step init -m tudsr models init sd21 --random-weights --out "$model"
+fi
 upscale() { # upscale SIDE SCALE NAME options...
   step "$1-x$2$3" benchmarks/upscale.py --model "$model" --side "$1" --scale "$2" --runs 1 --warm 7 "${@:4}" \
     --out "$out/sd21-$1-x$2$3.json"

@@ -97,9 +97,8 @@ class DiskStore:
         return rows if rows == raw.shape[0] or made.get("most_px") == self._journal["how"].get("most_px") else 0
 
     def close(self) -> None:
-        """Remove the folder, the journal first: what a kill leaves of it vouches for nothing."""
-        (self._folder / JOURNAL_NAME).unlink()
-        shutil.rmtree(self._folder)
+        """Remove the folder."""
+        discard(self._folder)
 
     def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:
         """Make a picture, or go on with it, in float32; see `Store.fill`."""
@@ -137,6 +136,12 @@ class DiskStore:
 
     def _write_journal(self) -> None:
         write_text(self._folder / JOURNAL_NAME, json.dumps(self._journal))
+
+
+def discard(folder: Path) -> None:
+    """Remove a store's folder, the journal first: what a kill leaves of it vouches for nothing."""
+    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def plain(key: dict[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,6 @@ def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
     """
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
-    if dtype == torch.float16:  # as large as bfloat16; an output in it is looked over for overflow, which takes numbers
-        dtype = torch.bfloat16
     unet, vae = (_part(folder / part, dtype) for part in ("unet", "vae"))
     prompt = folder / PROMPT_NAME
     embeds = load_tensors(prompt)[0]["prompt_embeds"].to(META, dtype) if prompt.is_file() else None

@@ -1,6 +1,5 @@
 """Enlarge a picture file in the memory that the user grants: in memory where it fits, else row by row from disk."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from tudsr.image_spool import SPOOLED_FORMATS, read_header
 from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request, until_it_fits
-from tudsr.spooled import Enlarged, Say, Spooled, run_key, work_folder
+from tudsr.spooled import Deliver, Enlarged, Say, Spooled, run_key, sweep, work_folder
 from tudsr.tiling import Progress
 
 Later = Callable[[Callable[[], None]], None]
@@ -34,6 +33,7 @@ def upscale_file(
     say: Say = lambda line: None,
     later: Later | None = None,
     read: Read = read_picture,
+    deliver: Deliver | None = None,
 ) -> Enlarged:
     """Enlarge one picture file.
 
@@ -55,6 +55,7 @@ def upscale_file(
         later: given what writes the file, which raises what this function does, where the picture is small beside the
             memory that is free; None: it is written before this function returns.
         read: gives the picture where it is enlarged in memory: a caller may have read it already.
+        deliver: takes the finished file where it belongs; work on disk is kept until it returns. None: it is `target`.
 
     Raises:
         InputError: for a picture that cannot be read, written or done within the memory or the disk's free space.
@@ -67,11 +68,11 @@ def upscale_file(
 
     def run(request: Request) -> Enlarged:
         if fit is not None and fit.on_disk:
-            spooled = Spooled(model, source, target, job.folder, job.header, job.wish, request)
+            spooled = Spooled(model, source, target, job.folder, job.header, job.wish, request, deliver)
             return spooled.run(progress, say)
         before = read(source)
         after = model.upscale_picture(before, request, progress)
-        (_now if later is None or fit is not None else later)(partial(job.write, after, before.info.notes))
+        (_now if later is None or fit is not None else later)(partial(job.write, after, before.info.notes, deliver))
         plan = model.plan(before.height, before.width, request)
         return Enlarged(plan=plan, in_size=(before.width, before.height), before=before, after=after)
 
@@ -90,11 +91,13 @@ class _FileJob:
         """Say something about this picture."""
         self._say(f"{self._source}: {line}")
 
-    def write(self, after: Picture, notes: tuple[str, ...]) -> None:
+    def write(self, after: Picture, notes: tuple[str, ...], deliver: Deliver | None) -> None:
         """Write what was made in memory, and say what could not be kept."""
         for note in (*notes, *write_picture(self._target, after)):
             self.tell(note)
-        shutil.rmtree(self.folder, ignore_errors=True)  # an earlier run may have begun it on disk
+        if deliver is not None:
+            deliver(self._target)
+        sweep(self._target, self.folder)  # an earlier run may have begun it on disk
 
     def fit(self, memory: int | None, beside: int, batch: int | None) -> Fit | None:
         """Choose how it fits into memory, and say what that changes; see `upscale_file` and `TUDSR.fit`.

@@ -1,5 +1,6 @@
 """Model folders: load one, save one."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
 
 PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
+WEIGHTS_STEM = "diffusion_pytorch_model"
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
 
@@ -48,6 +50,9 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
     config = ModelConfig.read(folder / CONFIG_NAME)
     _check_small_files(folder, config.sha256)
     backbone, scheduler = load_backbone(folder, dtype, _prompt(folder, dtype))
+    if device.type == "cpu":  # elsewhere nothing of a file is left once the weights are there
+        for part in ("unet", "vae"):
+            _unmap(getattr(backbone, part), folder / part)
     for stage in lora.STAGES:
         adapter = folder / ADAPTERS / stage
         if _is_there(adapter / lora.FILE_NAME, "*"):
@@ -67,11 +72,32 @@ def base_reader(model: Model) -> Callable[[str], torch.Tensor]:
     """
     if model.folder is None:
         raise ModelError("low_memory reads the base from its files; this model was made in memory and has none.")
-    read = checkpoint.tensor_reader(find_weights(model.folder / "unet"))
+    read = _reader(model.folder / "unet")
     for stage in lora.STAGES:
         for path in lora.layers(model.backbone.unet, stage):
             read(f"{path}.weight")  # now rather than after the first pass
     return read
+
+
+def _reader(part: Path) -> Callable[[str], torch.Tensor]:
+    """Return what reads one weight of the UNet or the autoencoder from the files that diffusers takes it from."""
+    return checkpoint.tensor_reader(path for path in find_weights(part) if path.name.startswith(WEIGHTS_STEM))
+
+
+def _unmap(net: nn.Module, part: Path) -> None:
+    """Give weights that are views of their mapped file, as those in its own dtype are, memory of their own.
+
+    Pages of a mapped file count as the process's memory beside every copy, and stay while one weight is a view. Each
+    weight is read anew, with a mapping of its own, so that these pages are never there all together.
+    """
+    read = _reader(part)
+    for name, weight in net.named_parameters():
+        if weight.untyped_storage().resizable():  # memory that torch itself took
+            continue
+        own = weight.data
+        with contextlib.suppress(ModelError):  # diffusers renames weights of old files
+            own = read(name)
+        weight.data = own.clone(memory_format=torch.channels_last if own.ndim == 4 else torch.preserve_format)
 
 
 def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None) -> tuple[Backbone, Any]:
@@ -142,7 +168,7 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
     path = folder / PROMPT_NAME
-    return load_tensors(path)[0]["prompt_embeds"].to(dtype) if _is_there(path, path.stem) else None
+    return load_tensors(path)[0]["prompt_embeds"].to(dtype, copy=True) if _is_there(path, path.stem) else None
 
 
 def _is_there(path: Path, stem: str) -> bool:
@@ -219,7 +245,7 @@ def save_unet(folder: Path, unet: Any, dtype: torch.dtype) -> None:
         for key, value in unet.state_dict().items()
         if ".lora_A." not in key and ".lora_B." not in key
     }
-    save_tensors(folder / "diffusion_pytorch_model.safetensors", plain, None)
+    save_tensors(folder / f"{WEIGHTS_STEM}.safetensors", plain, None)
 
 
 def save_adapter(folder: Path, model: Model, stage: str, dtype: torch.dtype) -> None:

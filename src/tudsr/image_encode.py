@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from PIL import ExifTags, Image
 
 from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
-from tudsr.image_raster import Raster
+from tudsr.image_raster import Raster, colour_profile
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _PIXEL_X, _PIXEL_Y = 40962, 40963  # the picture's sides, as EXIF tells them once more
 _JPEG_EXIF_BYTES = 65533
+_STRIP_BYTES = 2**20
 _ZLIB_LEVEL = 3  # zlib's own 6 takes half as long again for a tenth less on disk
 
 
@@ -97,6 +98,9 @@ def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
     exif, notes = _fit_exif(raster, fmt)
     if channels in (2, 4) and not fmt.alpha:
         notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
+    if fmt.name == "WEBP" and colour_profile(raster.icc) != raster.icc:
+        notes.append("WEBP holds no grey: the profile of grey was left out.")
+        raster = replace(raster, icc=None)
     try:
         with atomic_path(path) as part:
             _save(part, raster, fmt, exif, quality)
@@ -144,9 +148,8 @@ def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quali
         write = write_png if fmt.name == "PNG" else _write_tiff16
         write(part, raster.values, raster.icc, exif)
         return
-    image = _image(raster.values)
-    if image.mode in ("LA", "RGBA") and not fmt.alpha:
-        image = _image(on_white(raster.values))
+    laid = raster.values.shape[2] in (2, 4) and not fmt.alpha
+    image = _laid(raster.values) if laid else _image(raster.values)
     options: dict[str, Any] = {}
     if fmt.metadata:
         options |= {name: value for name, value in (("exif", exif), ("icc_profile", raster.icc)) if value}
@@ -164,6 +167,16 @@ def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quali
 
 def _image(values: NDArray) -> Image.Image:
     return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+
+
+def _laid(values: NDArray) -> Image.Image:
+    """Return a picture on white, laid strip by strip: `on_white` makes several copies of what it is given."""
+    height, width, channels = values.shape
+    image = Image.new(_MODES[channels].rstrip("A"), (width, height))
+    rows = max(1, _STRIP_BYTES // (width * channels))
+    for y in range(0, height, rows):
+        image.paste(_image(on_white(values[y : y + rows])), (0, y))
+    return image
 
 
 def on_white(values: NDArray) -> NDArray:
@@ -197,7 +210,7 @@ def write_png(part: Path, values: Any, icc: bytes | None, exif: bytes | None) ->
         if exif:
             file.write(_png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
         packer = zlib.compressobj(_ZLIB_LEVEL)
-        rows = max(1, 2**20 // (width * channels))
+        rows = max(1, _STRIP_BYTES // (width * channels))
         for y in range(0, height, rows):
             strip = packer.compress(_png_filtered(values[y : y + rows]))
             if strip:

@@ -65,6 +65,14 @@ def check_size(width: int, height: int, file_bytes: int) -> None:
         )
 
 
+def colour_profile(icc: bytes | None) -> bytes | None:
+    """Return an ICC profile for a picture with colours: none in place of one of grey, which cannot mean them.
+
+    Source: ICC.1:2022, 7.2.6 (bytes 16 to 19 of the header: the colour space).
+    """
+    return None if icc is None or icc[16:20] == b"GRAY" else icc
+
+
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
     """Turn whatever a decoder throws at a bad file into one sentence, and lift Pillow's pixel limit to ours.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
-_SMAPS = Path("/proc/self/smaps")
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
@@ -70,18 +69,6 @@ def resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
-
-
-def unread_bytes() -> int:
-    """Return what of mapped weight files is not in memory yet, where the system says so: using it brings it there."""
-    found, counts = 0, False
-    for line in _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines() if _SMAPS.is_file() else []:
-        name, *rest = line.split()
-        if not name.endswith(":"):  # the first line of a mapping, which ends with its file
-            counts = line.endswith(".safetensors")
-        elif counts and name in ("Size:", "Rss:"):
-            found += int(rest[0]) * (1024 if name == "Size:" else -1024)
-    return found
 
 
 def commit(package: Path = Path(__file__).parent) -> str:

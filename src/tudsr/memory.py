@@ -26,7 +26,7 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model
-from tudsr.machine import free_bytes, resident_bytes, unread_bytes
+from tudsr.machine import free_bytes, resident_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request, half_side
 from tudsr.windows import plan_windows
@@ -114,9 +114,9 @@ def has_room(
 ) -> bool:
     """Whether twice what an enlargement can take at most is free, so that nothing is to be chosen or counted.
 
-    Counting takes seconds for a large model, this none. The bounds are `_window_bound` for windows, and the UNet once
-    more for merged layers. On CUDA the pictures are in the machine's memory too, before and after. The model is loaded;
-    the others are as in `Need`.
+    Counting takes seconds for a large model, this none. The bounds are `_window_bound` for windows, the UNet once
+    more for merged layers, and `_weights_again`. On CUDA the pictures are in the machine's memory too, before and
+    after. The model is loaded; the others are as in `Need`.
     """
     net, windows = model.backbone, request.windows(model.config.windows)
     grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
@@ -124,6 +124,7 @@ def has_room(
     window = _window_bound(net) + waiting * BYTES_PER_PIXEL
     area = max(grid.window_h * grid.window_w for grid in grids)
     work = int((request.batch or 1) * window * area) + sum(weight.nbytes for weight in net.unet.parameters())
+    work += _weights_again(net)
     free = free_bytes(torch.device("cpu"))
     if net.device.type != "cuda":
         return 2 * (pictures + work) < free
@@ -140,7 +141,8 @@ def _window_bound(net: Backbone) -> float:
     patch_px = getattr(net.vae.config, "patch_px", None) or 2 ** (len(net.vae.config.block_out_channels) - 1)
     made = sum(part.out_channels for part in net.unet.modules() if isinstance(part, nn.Conv2d))
     widths = [max(part.in_channels, part.out_channels) for part in net.vae.modules() if isinstance(part, nn.Conv2d)]
-    return WORKSPACE[net.dtype] * net.dtype.itemsize * (made / patch_px**2 + 4 * max(widths, default=0))
+    dtype = torch.float32 if net.dtype == torch.float16 else net.dtype  # what overflows is run again
+    return WORKSPACE[dtype] * dtype.itemsize * (made / patch_px**2 + 4 * max(widths, default=0))
 
 
 def fit(need: Need, request: Request, budget: int, *, host: int | None = None) -> Fit:
@@ -181,9 +183,9 @@ def fit_here(need: Need, request: Request, memory: int | None, device: torch.dev
 
 
 def held_bytes(device: torch.device) -> int:
-    """Return the memory that this process holds, its weights read: of the GPU on CUDA, without what it only keeps."""
+    """Return the memory that this process holds: of the GPU on CUDA, without what it only keeps."""
     if device.type != "cuda":
-        return resident_bytes() + unread_bytes()
+        return resident_bytes()
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
 
@@ -246,7 +248,7 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
     merged, bare = (weights_bytes(need.shapes, merged=one) for one in (not way.low_memory, False))
     work = {
         "merged weights": merged - bare,
-        "windows": way.batch * max(_window_bytes(one, need) for one in passes),
+        "windows": max(_windows_bytes(one, need, way.batch) for one in passes),
     }
     parts = {"base": need.base} | work
     if not way.on_host:
@@ -258,9 +260,19 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
     return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 
 
-def _window_bytes(one: PassCost, need: Need) -> int:
-    waits = need.waiting * one.grid.window_h * one.grid.window_w * BYTES_PER_PIXEL
-    return window_bytes(one.window, need.shapes.backbone.dtype) + waits
+def _windows_bytes(one: PassCost, need: Need, batch: int) -> int:
+    """Return what windows that run together take, and what one in float32 does where float16 may overflow."""
+    net, waits = need.shapes.backbone, need.waiting * one.grid.window_h * one.grid.window_w * BYTES_PER_PIXEL
+    work = batch * window_bytes(one.window, net.dtype)
+    if net.dtype == torch.float16:
+        work = max(work, 2 * window_bytes(one.window, torch.float32) + _weights_again(net))
+    return work + batch * waits
+
+
+def _weights_again(net: Backbone) -> int:
+    """Return the bytes of the larger part's weights in float32, which one that overflows in float16 is run again in."""
+    parts = (net.unet, net.vae) if net.dtype == torch.float16 else ()
+    return max((sum(4 * weight.numel() for weight in part.parameters()) for part in parts), default=0)
 
 
 def _rows(passes: tuple[PassCost, ...]) -> int:

@@ -126,7 +126,7 @@ class TUDSR:
         where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
         request, store = self.settled(request), MemoryStore(where)
         plan = self.plan(picture.height, picture.width, request)
-        with self.lock:
+        with self.lock, self._graphs.until_an_error():
             size, source = (picture.height, picture.width), part_of(picture.pixels.to(where))
             rows = self.run_passes(source, size, plan, request, store, progress)
             pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()

@@ -1,6 +1,7 @@
 """One picture from disk to disk, row by row; killed, it goes on where it was."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
-from tudsr.canvas import DiskStore, RowsFrom, read_journal
+from tudsr.canvas import JOURNAL_NAME, DiskStore, RowsFrom, discard, read_journal
 from tudsr.checkpoint import sha256_file, write_text
 from tudsr.cost import spooled_bytes
 from tudsr.errors import InputError
@@ -23,6 +24,7 @@ from tudsr.image import Picture, pixels_of, values_of
 from tudsr.image_encode import file_format
 from tudsr.image_raw import RawFile
 from tudsr.image_spool import Header, check_spooled, encode_spooled, spool_input
+from tudsr.machine import commit
 from tudsr.pipeline import TUDSR
 from tudsr.planner import Plan
 from tudsr.request import Request
@@ -30,9 +32,11 @@ from tudsr.resize import Region, upsampled
 from tudsr.tiling import Progress
 
 Say = Callable[[str], None]
+Deliver = Callable[[Path], object]
 
 WORK_SUFFIX = ".tudsr-work"
 _MB = 1e6
+_commit = functools.cache(commit)  # of the code that runs: its checkout may move on under a run of many pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str
     """Return what a picture's rows depend on, but for what is chosen to fit into memory."""
     return {
         "version": __version__,
+        "commit": _commit(),
         "source": sha256_file(source),
         "target": target.name,
         "request": wish.model_dump(mode="json", exclude={"batch", "low_memory", "graphs", "on_host"}),
@@ -77,14 +82,24 @@ class Spooled:
         header: what `read_header` said of the source.
         wish: what the user asks, which decides whether an earlier run's work is of use.
         request: the same, fitted into the memory.
+        deliver: see `files.upscale_file`.
     """
 
     def __init__(
-        self, model: TUDSR, source: Path, target: Path, folder: Path, header: Header, wish: Request, request: Request
+        self,
+        model: TUDSR,
+        source: Path,
+        target: Path,
+        folder: Path,
+        header: Header,
+        wish: Request,
+        request: Request,
+        deliver: Deliver | None = None,
     ) -> None:
         check_spooled(target)
         self._model, self._source, self._target, self._folder = model, source, target, folder
         self._header, self._wish, self._request = header, wish, request
+        self._deliver = deliver or (lambda encoded: encoded.replace(target))
 
     def run(self, progress: Progress | None, say: Say) -> Enlarged:
         """Enlarge it, or go on with it; see `files.upscale_file`.
@@ -94,7 +109,7 @@ class Spooled:
         """
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            with alone(self._folder.with_suffix(".lock"), self._target):
+            with alone(self._folder.with_suffix(".lock"), self._target), self._model.lock:
                 return self._run(progress, say)
         except OSError as error:
             raise InputError(f"{self._target}: cannot be made ({error.strerror or error}).") from error
@@ -122,7 +137,7 @@ class Spooled:
         store.write("output", out, numbers(store, out, values, rows))
         encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
         lost = encode_spooled(encoded, out, made)
-        encoded.replace(self._target)
+        self._deliver(encoded)
         store.close()
         for note in (*header.notes, *lost):
             say(f"{self._source}: {note}")
@@ -177,12 +192,20 @@ def begun(folder: Path) -> bool:
     return journal is not None and any(journal["rows"].values())
 
 
-def sweep(target: Path) -> None:
-    """Remove what a kill left of the work on a finished picture: its journal was removed first."""
-    folder = work_folder(target)
-    if folder.is_dir() and read_journal(folder) is None:
+def sweep(target: Path, folder: Path | None = None) -> None:
+    """Remove what is left of the work on a picture that is finished, unless a run is at it.
+
+    The picture is then younger than the work's journal; one that is about to be replaced is not.
+
+    Args:
+        target: the finished picture.
+        folder: of the work; None: beside the picture.
+    """
+    folder = folder or work_folder(target)
+    if folder.is_dir():
         with contextlib.suppress(InputError, OSError), alone(folder.with_suffix(".lock"), target):
-            shutil.rmtree(folder)
+            if read_journal(folder) is None or _changed(target) > _changed(folder / JOURNAL_NAME):
+                discard(folder)
 
 
 @contextlib.contextmanager
@@ -210,6 +233,10 @@ def _locked(fcntl: ModuleType, file: IO[str], lock: Path) -> bool:
         return False
     except OSError:  # some network filesystems know no locks; two runs are then the user's own affair too
         return True
+
+
+def _changed(file: Path) -> int:
+    return file.stat().st_mtime_ns
 
 
 def _pixels(values: RawFile) -> Region:

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from tudsr.apps import bench as module
 from tudsr.apps.cli import main
@@ -63,6 +64,14 @@ def test_the_warm_up_does_not_count(call, monkeypatch):
     monkeypatch.setattr(module.tudsr.pipeline.TUDSR, "upscale_picture", lambda self, picture, request: picture)
     found = json.loads(call("--sizes", "16x12", "--scale", 2, "--repeat", 3, "--json")[1])
     assert found["sizes"][0]["seconds"] == {"median": 2, "quartiles": [1.5, 2.5], "runs": 3}
+
+
+def test_a_gpus_peak_begins_without_what_was_reserved_before(monkeypatch):
+    called = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: called.append(name))
+    module._reset_peak(torch.device("cuda"))
+    assert called == ["empty_cache", "reset_peak_memory_stats"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -61,6 +62,21 @@ class FragileBefore(Fragile):
         if Path(task.source).name.startswith("bad"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().enlarge(task)
+
+
+class Overflowing(Worker):
+    """Warns of overflow, as a model in float16 does."""
+
+    def load(self):
+        name, backbone = super().load(), self._model.model.backbone
+        predict = backbone.predict
+
+        def warned(*args):
+            warnings.warn("the UNet overflowed", stacklevel=1)
+            return predict(*args)
+
+        backbone.predict = warned
+        return name
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +219,16 @@ def test_one_picture_is_split_over_workers_and_survives_a_death(
     model = tudsr.load()
     needed = sum(len(model.grid(step, request).windows) for step in model.plan(12, 16, request).passes)
     assert needed < made <= needed + 2 * 2  # the dead worker's calls were made anew, and no other one
+
+
+def test_what_workers_warn_of_is_heard(cluster, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_ray, "Worker", Overflowing)
+    picture = pictures("a") / "a.png"
+    address = ("--engine", "ray", "--address", cluster.address)
+    result = run(picture, tmp_path / "x.png", *address, "--no-split")
+    assert result.stderr.count(f"{picture}: the UNet overflowed") == 1
+    with pytest.warns(UserWarning, match="the UNet overflowed"):
+        assert run(picture, tmp_path / "y.png", *address, "--split").exit_code == 0
 
 
 def test_windows_that_kill_every_worker_are_said(cluster, pictures, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tudsr import files, machine
-from tudsr.apps import engine_local
+from tudsr.apps import engine_local, upscale
 from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
 from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks, work_place
+from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.checkpoint import write_text
 from tudsr.errors import InputError
+from tudsr.memory import Fit
+from tudsr.pipeline import TUDSR
 from tudsr.request import Request
-from tudsr.spooled import work_folder
+from tudsr.spooled import alone, work_folder
 
 JOURNAL = ".tudsr-journal.jsonl"
 
@@ -236,18 +240,76 @@ def test_a_picture_that_is_half_done_on_disk_goes_on_after_all_others(bicubic, p
     assert [name for event, name in events(tmp_path / "out")[3:] if event == "began"] == ["b.png", "a.png"][: 1 + rows]
 
 
-def test_what_a_kill_left_of_a_finished_picture_is_removed(bicubic, photo, tmp_path):
+@pytest.fixture
+def finished(photo, tmp_path):
+    """Return an output that is there, and the folder of its work with a journal, by default of the same time."""
     photo(tmp_path / "in/a.png")
-    photo(tmp_path / "out/a.png")
-    work = work_folder(tmp_path / "out/a.png")
+    target = photo(tmp_path / "out/a.png")
+    work = work_folder(target)
     work.mkdir()
     (work / "output.raw").write_bytes(b"rows")
-    write_text(work / "journal.json", json.dumps({"key": {}, "how": {}, "rows": {}, "made": {}}))
+    write_text(work / "journal.json", json.dumps({"key": {}, "how": {}, "rows": {"output": 1}, "made": {}}))
+    os.utime(work / "journal.json", ns=(10**18, 10**18))
+    os.utime(target, ns=(10**18, 10**18))
+    return target, work
+
+
+@pytest.mark.parametrize(("later_ns", "left"), [(-1000, True), (0, True), (1000, False)])
+def test_what_a_kill_left_of_a_finished_picture_is_removed(bicubic, finished, tmp_path, later_ns, left):
+    """An output that is no younger than the journal may be one that --overwrite was about to replace."""
+    target, work = finished
+    os.utime(target, ns=(10**18, 10**18 + later_ns))
     run(tmp_path / "in", "-o", tmp_path / "out")
-    assert work.exists(), "its journal vouches for it: somebody may go on with it"
+    assert work.exists() == left
+    assert {path.name for path in target.parent.iterdir()} <= {"a.png", work.name}
+
+
+def test_what_a_kill_left_without_a_journal_is_removed(bicubic, finished, tmp_path):
+    target, work = finished
     (work / "journal.json").unlink()
+    with alone(work.with_suffix(".lock"), target):
+        run(tmp_path / "in", "-o", tmp_path / "out")
+        assert work.exists(), "a run is at it"
     run(tmp_path / "in", "-o", tmp_path / "out")
     assert not work.exists()
+
+
+def test_what_is_known_of_a_picture_is_said_at_once_and_once(bicubic, photo, memory, tmp_path, monkeypatch):
+    told = []
+    for name in "ab":
+        put(memory, f"/in/{name}.png", photo, tmp_path)
+
+    def speaking(model, source, *_, say, **__):
+        say(f"{source}: works on disk.")
+        told.append("work")
+        raise InputError(f"{source}: no.")
+
+    monkeypatch.setattr(upscale, "upscale_file", speaking)
+    monkeypatch.setattr(Reporter, "note", lambda _, line: told.append(line))
+    monkeypatch.setattr(Reporter, "error", lambda _, line: told.append(line))
+    run("memory://in", "-o", tmp_path / "out")
+    assert told[:2] == ["memory://in/a.png: works on disk.", "work"]
+    lines = [f"memory://in/{name}.png: {line}." for name in "ab" for line in ("no", "works on disk")]
+    assert sorted(told) == ["2 of 2 pictures could not be enlarged.", *lines, "work", "work"]
+
+
+def test_a_worker_sends_what_it_says_and_warns_of_also_when_it_fails(bicubic, photo, tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(machine, "_sharing", None)
+    task = Task(source=str(photo(tmp_path / "a.png")), target=str(tmp_path / "x.png"))
+
+    def speaking(model, source, *_, say, **__):
+        say(f"{source}: works on disk.")
+        warnings.warn("overflowed", stacklevel=1)
+        raise InputError(f"{source}: no.")
+
+    monkeypatch.setattr(upscale, "upscale_file", speaking)
+    worker = Worker(Run(threads=1), Request(scale=4), 1)
+    worker.load()
+    shown = warnings.showwarning
+    outcome = worker.enlarge(task)
+    assert (outcome.result, outcome.error) == (None, f"{task.source}: no.")
+    assert outcome.notes == (f"{task.source}: works on disk.", f"{task.source}: overflowed")
+    assert warnings.showwarning is shown
 
 
 def test_what_ends_the_work_when_some_is_done_is_reported_and_ends_with_1(bicubic, photo, tmp_path, monkeypatch):
@@ -367,6 +429,54 @@ def test_a_url_gives_the_bytes_that_a_path_gives(bicubic, photo, memory, tmp_pat
         assert run(one, "-o", other).exit_code == 0
     contents = {(tmp_path / name).read_bytes() for name in ("x.png", "y.png", "z.png")}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("folder", ["out [x4]", "out*", "out?1", "[o]ut"])
+@pytest.mark.parametrize("root", ["memory://bucket", "file://{tmp}"])
+def test_folders_behind_urls_may_have_names_like_patterns(bicubic, photo, memory, tmp_path, root, folder):
+    source, output = photo(tmp_path / "in/p.png"), f"{root.format(tmp=tmp_path)}/{folder}"
+    put(memory, "/bucket/out/p.png", photo, tmp_path)
+    result = run(source, source.parent, "-o", output)
+    assert result.exit_code == 0, result.output
+    fs, path = fsspec.url_to_fs(output)
+    found = {Path(name).name for name in fs.find(path)} - {"p.png"}
+    assert fs.isfile(f"{path}/p.png")
+    assert all(name.startswith(".tudsr-journal") for name in found)
+
+
+def test_a_filesystem_that_cannot_copy_renames(bicubic, photo, memory, tmp_path, monkeypatch):
+    def no(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(memory), "cp_file", no)
+    monkeypatch.setattr(type(memory), "mv", lambda fs, one, other: fs.store.update({other: fs.store.pop(one)}))
+    assert run(photo(tmp_path / "p.png"), "-o", "memory://out/p.png").exit_code == 0
+    assert list(memory.store) == ["/out/p.png"]
+
+
+def test_what_could_not_be_uploaded_is_not_made_again(model_folder, photo, memory, tmp_path, monkeypatch):
+    pytest.importorskip("pyvips", reason="the extra [huge] is not installed")
+    on_disk = Fit(on_disk=True, most_px=None, parts={}, disk_bytes=0, passes=())
+    monkeypatch.setattr(TUDSR, "fit", lambda *_, **__: on_disk)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    call = [photo(tmp_path / "a.png"), "-o", "memory://out/a.png", "--model", model_folder, "--scale", 2]
+
+    def broken(*_, **__):
+        raise OSError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "put_file", broken)
+        error = run(*call).exception
+    assert str(error) == "memory://out/a.png: cannot be used (the network is gone)."
+    place = work_place(Task(source=str(call[0]), target="memory://out/a.png"))
+    assert (place / "output.raw").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(TUDSR, "run_passes", lambda *_: lambda start: pytest.fail("rows were made again"))
+        result = run(*call)
+    assert result.exit_code == 0, result.output
+    assert "going on with what an earlier run left" in result.stderr
+    assert list(memory.store) == ["/out/a.png"]
+    assert list(place.parent.iterdir()) == []
 
 
 def test_errors_name_the_url_not_the_copy(bicubic, photo, memory, tmp_path):

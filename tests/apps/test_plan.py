@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from tudsr import pipeline
+from tudsr import memory, pipeline
 from tudsr.apps import plan as module
 from tudsr.apps.cli import main
 from tudsr.errors import InputError
+from tudsr.folder import save_model
 from tudsr.pipeline import load
 from tudsr.request import Request
 
@@ -143,6 +146,44 @@ def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, short
     said = ("on_disk", "batch", "low_memory", "most_px")
     assert {name: planned[name] for name in said} == {name: getattr(found, name) for name in said}
     assert planned["peak_mb"] == pytest.approx(found.peak_bytes / 1e6, abs=0.1)
+
+
+def test_what_is_free_has_to_hold_the_weights_too(call, monkeypatch):
+    """They are not loaded here, unlike where `held_bytes` counts them."""
+    libraries, free = 500 * 10**6, 10**12
+    for name in (module, memory):
+        monkeypatch.setattr(name, "free_bytes", lambda _: free)
+    monkeypatch.setattr(module, "peak_rss_mb", lambda: libraries / 1e6)
+    wanted = [3000, 2000, "--scale", 4, "--rate", 1, "--json"]
+    roomy = json.loads(call(*wanted)[1])
+    free = round(roomy["peak_mb"] * 1e6) - libraries
+    assert json.loads(call(*wanted)[1]) == roomy
+    free -= 1
+    assert json.loads(call(*wanted)[1])["on_disk"]
+
+
+@pytest.mark.slow
+def test_the_base_is_what_a_process_with_the_model_holds(make_model, tmp_path):
+    """With 100 MB of weights in the dtype that they run in, which were views of their file beside copies of them."""
+    model = make_model()
+    settings = dict(model.backbone.unet.config) | {"block_out_channels": (320, 640)}
+    model.backbone.unet = UNet2DConditionModel.from_config(settings)
+    save_model(tmp_path / "m", model, torch.float32)
+    script = f"""
+import json, torch
+from tudsr.apps.plan import make_plan
+from tudsr.folder import load_model
+from tudsr.machine import status_bytes
+from tudsr.memory import held_bytes
+plan = make_plan(64, 64, 4, model={str(tmp_path / "m")!r}, rate=1, device="cpu", dtype="fp32")
+model = load_model({str(tmp_path / "m")!r}, torch.device("cpu"), torch.float32)
+weights = sum(weight.nbytes for weight in model.backbone.parameters())
+print(json.dumps([1e6 * plan["memory_mb"]["base"], held_bytes(torch.device("cpu")), status_bytes("VmHWM"), weights]))
+"""
+    planned, held, peak, weights = json.loads(subprocess.check_output([sys.executable, "-c", script]))
+    assert weights > 10**8
+    assert held == pytest.approx(planned, abs=0.2 * weights)
+    assert peak is None or peak < planned + 0.3 * weights
 
 
 @pytest.mark.slow

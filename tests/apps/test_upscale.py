@@ -183,6 +183,7 @@ def test_compare_lays_bicubic_and_ours_side_by_side(bicubic, photo, tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_compare_keeps_the_inputs_colour_space(bicubic, tmp_path, mode):
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    icc = icc if mode == "RGB" else icc[:16] + b"GRAY" + icc[20:]
     Image.new(mode, (40, 30)).save(tmp_path / "a.png", icc_profile=icc)
     result = run(tmp_path / "a.png", "-o", tmp_path / "x.png", "--compare", tmp_path / "both.png", "--scale", 2)
     assert result.exit_code == 0, result.output

@@ -48,6 +48,34 @@ def test_float16_overflow_is_computed_again_in_float32_and_said_once():
     assert vae.weight.dtype == torch.float16
 
 
+def test_of_a_batch_each_window_that_overflows_runs_again_by_itself():
+    vae = Overflowing().half()
+    net = Backbone(nn.Linear(1, 1), vae, torch.linspace(0.9, 0.1, 10), "epsilon", None)
+    run, seen = vae._run, []
+
+    def overflowing_above_one(x):
+        seen.append((tuple(x.shape), x.dtype))
+        return torch.where(x[:, :1, :1, :1] > 1, run(x), x + vae.weight)
+
+    vae._run = overflowing_above_one
+    x = torch.stack([torch.full((3, 4, 4), value) for value in (4.0, 0.1, 6.0)])
+    with pytest.warns(UserWarning, match="the autoencoder overflowed in float16"):
+        found = net.encode(x)
+    assert seen == [((3, 3, 4, 4), torch.float16), *[((1, 3, 4, 4), torch.float32)] * 2]
+    assert found.dtype == torch.float32
+    assert torch.equal(found[::2], 2 * x[::2] + 2)
+    assert torch.equal(found[1:2], 2 * (x[1:2].half() + 1).float())
+
+
+def test_windows_with_timesteps_of_their_own_run_again_with_them():
+    net, seen = loud_stage(torch.float16).backbone, []
+    times = torch.tensor([200, 50])
+    net.unet.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), args[1].tolist())))
+    with torch.no_grad(), pytest.warns(UserWarning, match="the UNet overflowed in float16"):
+        assert net.predict(torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0)), times).isfinite().all()
+    assert seen == [(2, [200, 50]), (1, [200]), (1, [50])]
+
+
 class Loud(nn.Module):
     """A layer whose result is past float16's largest number."""
 

@@ -111,6 +111,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def _reset_peak(device: torch.device) -> None:
     """Start the peak anew; where the system cannot, it stays the process's own so far."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was reserved before, for the matrix product or another size, is no part of it
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):

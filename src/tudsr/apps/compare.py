@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tudsr.image import Picture, picture_like
 from tudsr.image_encode import encode_file
-from tudsr.image_raster import Raster
+from tudsr.image_raster import Raster, colour_profile
 from tudsr.resize import upsample
 
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
@@ -53,8 +53,7 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
         x = k * (after.width + gap)
         canvas.paste(panel, (x, header))
         draw.text((x + font_px // 2, header // 2), label, fill=_INK, font=font, anchor="lm")
-    icc = None if before.info.grey else before.info.icc  # the panels have colours, which a profile of grey cannot mean
-    encode_file(path, Raster(values=np.asarray(canvas), icc=icc), _QUALITY)
+    encode_file(path, Raster(values=np.asarray(canvas), icc=colour_profile(before.info.icc)), _QUALITY)
 
 
 def _gap_px(width: int) -> int:

@@ -51,7 +51,8 @@ def enlarge_here(
         if writer is not None:
             writer.look()
 
-    attempt = Attempt(model, task, work.request, work.run, windows, read).enlarge(write=writer is None)
+    attempt = Attempt(model, task, work.request, work.run, work.reporter.note, windows, read)
+    attempt.enlarge(write=writer is None)
     if writer is None:
         work.settle(task, attempt.finish())
     else:

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
+import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,16 +57,31 @@ class Worker:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def enlarge(self, task: Task) -> Outcome:
-        """Enlarge one picture."""
-        return Attempt(self._model, task, self._request, self._run).enlarge().finish()
+        """Enlarge one picture; what there is to say, warnings too, comes with the outcome."""
+        notes: list[str] = []
+        with _warnings_to(lambda line: notes.append(f"{task.source}: {line}")):
+            outcome = Attempt(self._model, task, self._request, self._run, notes.append).enlarge().finish()
+        return replace(outcome, notes=tuple(notes))
 
-    def restore(self, number: int, request: Request, windows: NDArray) -> NDArray:
-        """Return what a stage makes of windows, both (b, 3, h, w), float32; it stays ready for the next ones."""
-        if self._stage != (number, request):
-            self._ready.close()
-            self._restore = self._ready.enter_context(self._model.running(number, request))
-            self._stage = number, request
-        return self._restore(torch.from_numpy(windows.copy())).float().numpy()
+    def restore(self, number: int, request: Request, windows: NDArray) -> tuple[NDArray, list[str]]:
+        """Return what a stage makes of windows, both (b, 3, h, w), float32, and warnings; it stays ready for more."""
+        said: list[str] = []
+        with _warnings_to(said.append):
+            if self._stage != (number, request):
+                self._ready.close()
+                self._restore = self._ready.enter_context(self._model.running(number, request))
+                self._stage = number, request
+            return self._restore(torch.from_numpy(windows.copy())).float().numpy(), said
+
+
+@contextlib.contextmanager
+def _warnings_to(say: Callable[[str], None]) -> Iterator[None]:
+    """Have Python's warnings said: nobody reads a worker's stderr. A worker does one thing at a time."""
+    before, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: say(str(message))
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _dtype_here(run: Run) -> str:
@@ -152,7 +168,9 @@ def _picture_by_window(work: Work, run: Run, crew: Crew) -> None:
         def start(member: Member, windows: Tensor) -> Any:
             return member.actor.restore.remote(number, request, windows.numpy())
 
-        for values in in_order(crew, start, batches, MOST_ATTEMPTS, task.source):
+        for values, said in in_order(crew, start, batches, MOST_ATTEMPTS, task.source):
+            for line in said:
+                warnings.warn(line, stacklevel=2)
             yield torch.from_numpy(values.copy())  # Ray's own memory is for reading
 
     waiting = crew.most_waiting + crew.size * crew.depth  # those in work lie in Ray's memory once more

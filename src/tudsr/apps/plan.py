@@ -11,7 +11,7 @@ from tudsr.cost import PassCost, meta_model, weights_bytes
 from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
 from tudsr.folder import Model
-from tudsr.machine import matmul_rate
+from tudsr.machine import free_bytes, matmul_rate
 from tudsr.memory import Fit, Need, fit_here
 from tudsr.pipeline import BATCH, TUDSR
 from tudsr.planner import Plan
@@ -91,7 +91,8 @@ def _fit(
     base = libraries + weights_bytes(shapes, merged=False)
     batch = BATCH.get(device.type, 1)
     need = Need(shapes=shapes, size=size, plan=plan, base=base, batch=batch, rereads=True)
-    return fit_here(need, request, memory, device)
+    # Nor has it loaded the weights: what is free now has to hold them too.
+    return fit_here(need, request, libraries + free_bytes(device) if memory is None else memory, device)
 
 
 def _canvases(found: Fit, device: torch.device) -> str:

@@ -6,8 +6,9 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -106,11 +107,11 @@ def joined(folder: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def local_job(task: Task) -> Iterator[Job]:
-    """Yield the local files of a task; those behind URLs are temporary, fetched before and stored after.
+def local_job(task: Task) -> Iterator[tuple[Job, Callable[[Path], None] | None]]:
+    """Yield the local files of a task, temporary ones for URLs, and what uploads the finished one to its URL, if any.
 
     Raises:
-        InputError: when a file cannot be fetched or stored.
+        InputError: when a file cannot be fetched, or uploaded.
     """
     with contextlib.ExitStack() as stack:
         source, target = Path(task.source), Path(task.target)
@@ -122,9 +123,8 @@ def local_job(task: Task) -> Iterator[Job]:
             fs, path = filesystem(task.source)
             with in_words(task.source):
                 fs.get_file(path, str(source))
-        yield Job(source=source, target=target, work=work_place(task))
-        if is_url(task.target):
-            _store(target, task.target)
+        job = Job(source=source, target=target, work=work_place(task))
+        yield job, partial(_store, task.target) if is_url(task.target) else None
 
 
 def work_place(task: Task) -> Path | None:
@@ -147,7 +147,7 @@ def work_place(task: Task) -> Path | None:
     return place / name
 
 
-def _store(file: Path, url: str) -> None:
+def _store(url: str, file: Path) -> None:
     """Upload under another name, then move: the file appears whole or not at all."""
     fs, path = filesystem(url)
     folder = path.rpartition("/")[0]
@@ -156,11 +156,23 @@ def _store(file: Path, url: str) -> None:
         fs.makedirs(folder, exist_ok=True)
         try:
             fs.put_file(str(file), part)
-            fs.mv(part, path)
+            _move(fs, part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 fs.rm_file(part)
             raise
+
+
+def _move(fs: Any, part: str, path: str) -> None:
+    """Rename a file on a disk; elsewhere copy it, since an object store's `mv` takes names for patterns."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if not isinstance(fs, LocalFileSystem):
+        with contextlib.suppress(NotImplementedError):  # of sftp and its like, which rename and cannot copy
+            fs.cp_file(part, path)
+            fs.rm_file(part)
+            return
+    fs.mv(part, path)
 
 
 def _plan_urls(inputs: Sequence[str], output: str) -> list[Task]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tudsr.apps.batch import Job
 from tudsr.apps.compare import comparison_bytes, comparison_size, write_comparison
@@ -19,6 +19,8 @@ from tudsr.image_encode import check_size
 from tudsr.image_spool import read_header
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request, is_out_of_memory, parse_memory
+from tudsr.spooled import Deliver, Say
+from tudsr.tiling import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +40,6 @@ class Run:
     address: str | None = None
     workers: int | None = None
     split: bool | None = None
-
-
-class Listener(Protocol):
-    """Hears how the work on one picture goes."""
-
-    def windows(self, job: Job, done: int, total: int) -> None:
-        """Hear of finished windows."""
-
-    def note(self, line: str) -> None:
-        """Hear of something that is no error."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -94,9 +86,11 @@ def enlarge_job(
     job: Job,
     request: Request,
     run: Run,
-    reporter: Listener,
+    say: Say,
+    windows: Progress | None = None,
     later: Later | None = None,
     read: Read = read_picture,
+    deliver: Deliver | None = None,
 ) -> Result:
     """Enlarge one picture file.
 
@@ -105,9 +99,11 @@ def enlarge_job(
         job: two local files.
         request: what is asked of the picture.
         run: the rest.
-        reporter: hears of windows and of what could not be kept.
+        say: called with a sentence for whatever the user should know.
+        windows: called with (windows done, windows in all).
         later: see `upscale_file`; the result tells of the file as if it were there.
         read: likewise.
+        deliver: likewise.
 
     Raises:
         InputError: when it cannot be done.
@@ -121,10 +117,11 @@ def enlarge_job(
         memory=None if run.memory is None else parse_memory(run.memory),
         beside=0 if run.compare is None else _check_compare(model, job, request, run.compare),
         work=job.work,
-        progress=lambda done, total: reporter.windows(job, done, total),
-        say=reporter.note,
+        progress=windows,
+        say=say,
         later=None if run.compare is not None else later,
         read=read,
+        deliver=deliver,
     )
     seconds = time.perf_counter() - begun
     if run.compare is not None:

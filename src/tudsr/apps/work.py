@@ -17,13 +17,15 @@ from tudsr.files import Read
 from tudsr.image import read_picture
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
+from tudsr.spooled import Say
+from tudsr.tiling import Progress
 
 _PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one attempt at a picture ended: with a result, or an error in words."""
+    """How one attempt at a picture ended: with a result, or an error in words; notes are what was not said yet."""
 
     result: Result | None = None
     error: str = ""
@@ -145,6 +147,7 @@ class Attempt:
         task: the picture.
         request: what is asked of it.
         run: the rest.
+        note: called with a sentence for whatever the user should know, as soon as it is known; on any thread.
         windows: called with (windows done, windows in all).
         read: reads a picture file.
     """
@@ -155,12 +158,12 @@ class Attempt:
         task: Task,
         request: Request,
         run: Run,
-        windows: Callable[[int, int], None] | None = None,
+        note: Say,
+        windows: Progress | None = None,
         read: Read = read_picture,
     ) -> None:
-        self.task, self._read = task, read
+        self.task, self._note, self._windows, self._read = task, note, windows, read
         self._model, self._request, self._run = model, request, run
-        self._listener = _Listener(windows)
         self._names: dict[str, str] = {}
         self._result: Result | None = None
         self._error = ""
@@ -169,11 +172,11 @@ class Attempt:
     def enlarge(self, *, write: bool = True) -> Self:
         """Read and enlarge; without `write` a file that is local may be written by `finish` only."""
         later = None if write or is_url(self.task.target) else self._writes.append
-        with self._in_words(), local_job(self.task) as job:
+        with self._in_words(), local_job(self.task) as (job, deliver):
             self._names = {str(job.source): self.task.source, str(job.target): self.task.target}
             with memory_in_words(job):
                 self._result = enlarge_job(
-                    self._model, job, self._request, self._run, self._listener, later, self._read
+                    self._model, job, self._request, self._run, self._say, self._windows, later, self._read, deliver
                 )
         return self
 
@@ -187,8 +190,10 @@ class Attempt:
         if self._error or self._result is None:
             return Outcome(error=_renamed(self._error, self._names))
         seconds = round(self._result.seconds + time.perf_counter() - begun, 3)
-        result = replace(self._result, input=self.task.source, output=self.task.target, seconds=seconds)
-        return Outcome(result=result, notes=tuple(_renamed(note, self._names) for note in self._listener.notes))
+        return Outcome(result=replace(self._result, input=self.task.source, output=self.task.target, seconds=seconds))
+
+    def _say(self, line: str) -> None:
+        self._note(_renamed(line, self._names))
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:
@@ -196,19 +201,6 @@ class Attempt:
             yield
         except InputError as error:
             self._error = str(error)
-
-
-class _Listener:
-    def __init__(self, windows: Callable[[int, int], None] | None) -> None:
-        self.notes: list[str] = []
-        self._windows = windows
-
-    def windows(self, job: Job, done: int, total: int) -> None:
-        if self._windows is not None:
-            self._windows(done, total)
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

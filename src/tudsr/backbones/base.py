@@ -59,15 +59,16 @@ class Backbone(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode x, (B, 3, H, W) in [-1, 1], to the scaled latent (B, C, h, w): the posterior's mode, no randomness."""
-        return self._finite(self.vae, self._encode, x) * self.vae.config.scaling_factor
+        return self._finite(self.vae, lambda at: self._encode(x[at]), len(x)) * self.vae.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode a scaled latent, (B, C, h, w), to pixels (B, 3, H, W), about [-1, 1]."""
-        return self._finite(self.vae, self._decode, z / self.vae.config.scaling_factor)
+        z = z / self.vae.config.scaling_factor
+        return self._finite(self.vae, lambda at: self._decode(z[at]), len(z))
 
     def predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         """Run the UNet on a scaled latent at timestep t (an int, or (B,)); returns its prediction, (B, C, h, w)."""
-        return self._finite(self.unet, lambda x: self._predict(x, t), z)
+        return self._finite(self.unet, lambda at: self._predict(z[at], t if isinstance(t, int) else t[at]), len(z))
 
     def _predict(self, z: Tensor, t: int | Tensor) -> Tensor:
         c = self.prompt_embeds
@@ -84,17 +85,28 @@ class Backbone(nn.Module):
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode(z.to(self._vae_dtype)).sample
 
-    def _finite(self, part: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Run the UNet or a half of the autoencoder; what overflows in float16 is run again in float32, said once."""
-        out = run(x)
-        if out.dtype != torch.float16 or bool(out.isfinite().all()):
+    def _finite(self, part: nn.Module, run: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Run the UNet or a half of the autoencoder; what overflows in float16 is run again in float32, said once.
+
+        One window at a time, as memory is counted; those that do not overflow are the same in any batch.
+
+        Args:
+            part: whose weights are held in float32 for it.
+            run: runs a slice of the batch.
+            count: windows in the batch.
+        """
+        out = run(slice(None))
+        if out.dtype != torch.float16 or out.is_meta or bool(out.isfinite().all()):
             return out
         if part not in self._overflowed:
             self._overflowed += (part,)
             name = "the UNet" if part is self.unet else "the autoencoder"
             warnings.warn(f"{name} overflowed in float16; where it does, it runs again in float32", stacklevel=3)
+        if out.is_cuda:
+            torch.cuda.empty_cache()  # blocks that float16 was worked in are too small now, and would stay beside
         with in_float32(part):
-            return run(x)
+            each = (slice(one, one + 1) for one in range(count))
+            return torch.cat([out[at].float() if bool(out[at].isfinite().all()) else run(at) for at in each])
 
     @property
     def _vae_dtype(self) -> torch.dtype:

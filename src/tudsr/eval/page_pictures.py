@@ -19,6 +19,7 @@ from PIL import Image
 
 from tudsr.errors import InputError
 from tudsr.image import Picture, picture_like, read_picture
+from tudsr.image_raster import colour_profile
 from tudsr.resize import upsample
 from tudsr.windows import Window
 
@@ -114,7 +115,7 @@ def load_views(entry: dict[str, Any], results: dict[str, Any], report_dir: Path)
         except InputError as error:
             notes.append(f"{entry['name']}, {name}: not shown ({error}).")
             return
-        views.append(View(id=view_id, name=name, kind=kind, pixels=pixels, icc=picture.info.icc))
+        views.append(View(id=view_id, name=name, kind=kind, pixels=pixels, icc=colour_profile(picture.info.icc)))
 
     for index, method in enumerate(results["methods"]):
         if method["name"] in entry["outputs"]:
