@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow  the slow tests only"
 	@echo "make test-all   lint, types and all tests that this machine can run"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      the benchmarks, JSON into out/benchmarks"
+	@echo "make bench      the benchmarks, JSON into out/benchmarks (hours; QUICK=1: less)"
 	@echo "make clean      remove .venv, out and caches"
 
 setup: $(READY)
@@ -47,10 +47,7 @@ test-all: lint
 	$(PYTEST) -q -m "not gpu"
 
 bench: $(READY)
-	@mkdir -p out/benchmarks
-	$(BIN)/python benchmarks/upscale.py --out out/benchmarks/upscale.json
-	$(BIN)/python benchmarks/plain.py --out out/benchmarks/plain.json
-	$(BIN)/python benchmarks/chunk_memory.py --out out/benchmarks/chunk_memory.json
+	benchmarks/targets.sh out/benchmarks
 
 clean:
 	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
