@@ -9,6 +9,7 @@ is 1 where a run was refused or its peak was above its budget.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import machine
 from PIL import Image
 
 from tudsr.request import parse_memory
+from tudsr.spooled import work_folder
 
 _PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "budgie.jpg"
 _RUN = "from tudsr.apps.cli import main; main()"
@@ -32,6 +34,7 @@ def measure(text: str, model: str, work: Path) -> dict[str, Any]:
     source, target = work / f"{shape}.png", work / f"{shape}-{budget}.tif"
     if not source.exists():
         Image.open(_PHOTO).convert("RGB").resize((int(width), int(height)), Image.Resampling.BICUBIC).save(source)
+    shutil.rmtree(work_folder(target), ignore_errors=True)  # to go on with an earlier run's work would cost less
     command = [sys.executable, "-c", _RUN, "upscale", source, "-o", target, "--scale", scale, "--model", model]
     begun = time.perf_counter()
     done = subprocess.run(

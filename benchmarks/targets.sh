@@ -18,7 +18,6 @@ step() { # step NAME SCRIPT options...
   failed=1
   echo "$1: failed after $((SECONDS - begun)) s; see $out/$1.log"
 }
-whole() { [ -z "${QUICK:-}" ]; }
 
 step tiny-256-x8 upscale.py --side 256 --scale 8
 step tiny-256-x4 upscale.py --side 256 --scale 4
@@ -31,15 +30,18 @@ step memory-tiny memory.py --work "$work" --runs 768x512x4@2GB,1500x1000x4@900MB
 step ray-throughput ray_throughput.py
 
 model=${SD21:-$work/sd21}
-[ -f "$model/tudsr.json" ] || "$python" -m tudsr models init sd21 --random-weights --dtype bf16 --out "$model" || exit 1
+if [ -z "${SD21:-}" ] && [ ! -f "$model/tudsr.json" ]; then
+  rm -rf "$model"  # what is left of an init that was cut off; tudsr.json is written last
+  "$python" -m tudsr models init sd21 --random-weights --dtype bf16 --out "$model" || failed=1
+fi
 step sd21-128-x8 upscale.py --model "$model" --side 128 --scale 8 --runs 1 --warm 1
 step sd21-128-x8-plain plain.py --model "$model" --side 128 --scale 8 --runs 1 --warm 1
 step profile-sd21-128-x4 profile_ops.py --model "$model" --side 128 --scale 4
 step memory-sd21 memory.py --work "$work" --model "$model" --runs 128x128x8@8GB,128x128x8@5GB
-if whole; then
-  step sd21-256-x8 upscale.py --model "$model" --side 256 --scale 8 --runs 1 --warm 1
-  step sd21-256-x8-plain plain.py --model "$model" --side 256 --scale 8 --runs 1 --warm 1
+if [ -z "${QUICK:-}" ]; then
   step memory-tiny-giga memory.py --work "$work" --runs 1000x1000x4@2GB,8192x8192x4@2GB
   step chunk-memory chunk_memory.py
+  step sd21-256-x8 upscale.py --model "$model" --side 256 --scale 8 --runs 1 --warm 1
+  step sd21-256-x8-plain plain.py --model "$model" --side 256 --scale 8 --runs 1 --warm 1
 fi
 exit "$failed"

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tudsr.data.degradation import DegradationMix, degrade
-from tudsr.data.photos import decode_photo, find_photos, split_photos
+from tudsr.data.photos import PhotoDecodeError, decode_photo, find_photos, split_photos
 
 SIDE_PX = 512
 
@@ -72,7 +72,11 @@ def main() -> None:
     paths, _ = split_photos(found, args.val_count, seed=0, root=args.photos)
     model, begun = args.teacher and teacher(args.teacher), time.perf_counter()
     for photo, path in enumerate(paths):
-        pixels = decode_photo(path)
+        try:
+            pixels = decode_photo(path)
+        except PhotoDecodeError as error:
+            print(f"{error}; skipped", flush=True)
+            continue
         for crop in range(args.crops):
             index = photo * args.crops + crop
             rng = np.random.default_rng((args.seed, index))

@@ -309,6 +309,18 @@ def test_an_error_that_somebody_still_looks_at_spoils_no_later_picture(tudsr, mo
     assert kept.value.__traceback__ is not None
 
 
+def test_memory_is_fitted_while_no_other_thread_works(tudsr, monkeypatch):
+    def fit(*_, **__):
+        thread = threading.Thread(target=lambda: free.append(tudsr.lock.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+
+    free = []
+    monkeypatch.setattr(tudsr, "fit", fit)
+    tudsr.upscale(noise(5, 7), 2)
+    assert free == [False]
+
+
 def test_two_threads_do_not_disturb_each_other(tudsr):
     picture, wish = picture_from(noise(40, 150)), Request(scale=2, most_px=64)
     alone = tudsr.upscale_picture(picture, wish).pixels

@@ -18,7 +18,8 @@ step() {
 }
 
 if [ ! -f "$model/tudsr.json" ]; then  # it is written last
-  rm -rf "$store/sd21"  # what is left of an init that was cut off
+  [ -z "${MODEL:-}" ] || { echo "MODEL=$MODEL: holds no tudsr.json"; exit 1; }
+  rm -rf "$model"  # what is left of an init that was cut off
   EACH=${EACH:-240} step init -m tudsr models init sd21 --random-weights --out "$model"
 fi
 upscale() { # upscale SIDE SCALE NAME options...

@@ -61,22 +61,23 @@ def upscale_file(
         InputError: for a picture that cannot be read, written or done within the memory or the disk's free space.
         ConfigError: for wishes that cannot be met.
     """
-    job = _FileJob(model, source, target, work or work_folder(target), model.settled(request), say)
-    check_size(target, job.plan.height, job.plan.width)
-    check_folder(target.parent)
-    fit = job.fit(memory, beside, request.batch)
+    with model.lock:
+        job = _FileJob(model, source, target, work or work_folder(target), model.settled(request), say)
+        check_size(target, job.plan.height, job.plan.width)
+        check_folder(target.parent)
+        fit = job.fit(memory, beside, request.batch)
 
-    def run(request: Request) -> Enlarged:
-        if fit is not None and fit.on_disk:
-            spooled = Spooled(model, source, target, job.folder, job.header, job.wish, request, deliver)
-            return spooled.run(progress, say)
-        before = read(source)
-        after = model.upscale_picture(before, request, progress)
-        (_now if later is None or fit is not None else later)(partial(job.write, after, before.info.notes, deliver))
-        plan = model.plan(before.height, before.width, request)
-        return Enlarged(plan=plan, in_size=(before.width, before.height), before=before, after=after)
+        def run(request: Request) -> Enlarged:
+            if fit is not None and fit.on_disk:
+                spooled = Spooled(model, source, target, job.folder, job.header, job.wish, request, deliver)
+                return spooled.run(progress, say)
+            before = read(source)
+            after = model.upscale_picture(before, request, progress)
+            (_now if later is None or fit is not None else later)(partial(job.write, after, before.info.notes, deliver))
+            plan = model.plan(before.height, before.width, request)
+            return Enlarged(plan=plan, in_size=(before.width, before.height), before=before, after=after)
 
-    return until_it_fits(run, fit.applied(job.wish) if fit else job.wish, model.config.windows, job.tell)
+        return until_it_fits(run, fit.applied(job.wish) if fit else job.wish, model.config.windows, job.tell)
 
 
 class _FileJob:

@@ -49,7 +49,7 @@ class TUDSR:
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
         self.model, self.spread, self._graphs, self._active = model, spread, Graphs(), contextlib.ExitStack()
-        self.lock = threading.RLock()  # a pass puts its merged weights into the one backbone
+        self.lock = threading.RLock()  # a pass changes the one backbone, and memory is counted by process
 
     @classmethod
     def load(cls, model: str | Path = "tiny", device: str = "auto", dtype: str = "auto") -> Self:
@@ -108,27 +108,25 @@ class TUDSR:
             InputError: for a picture that cannot be used, too little memory, or contradictory wishes.
             ConfigError: for an unknown or wrong option.
         """
-        request, picture = self.settled(Request.of({"scale": scale, **options})), picture_from(image)
-        size, budget = (picture.height, picture.width), None if memory is None else parse_memory(memory)
-        found = self.fit(size, self.plan(*size, request), request, budget, spool=False)
-        if found is not None:
-            if found.most_px != request.most_px:
-                warnings.warn(found.shrunk, stacklevel=2)
-            request = found.applied(request)
-        enlarged = until_it_fits(
-            lambda less: self.upscale_picture(picture, less, progress), request, self.config.windows, warnings.warn
-        )
-        return picture_like(enlarged, image)
+        with self.lock:
+            request, picture = self.settled(Request.of({"scale": scale, **options})), picture_from(image)
+            size, budget = (picture.height, picture.width), None if memory is None else parse_memory(memory)
+            found = self.fit(size, self.plan(*size, request), request, budget, spool=False)
+            if found is not None:
+                if found.most_px != request.most_px:
+                    warnings.warn(found.shrunk, stacklevel=2)
+                request = found.applied(request)
+            enlarge = partial(self.upscale_picture, picture, progress=progress)
+            return picture_like(until_it_fits(enlarge, request, self.config.windows, warnings.warn), image)
 
     def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
         """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
-        # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
-        where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
-        request, store = self.settled(request), MemoryStore(where)
-        plan = self.plan(picture.height, picture.width, request)
         with self.lock, self._graphs.until_an_error():
-            size, source = (picture.height, picture.width), part_of(picture.pixels.to(where))
-            rows = self.run_passes(source, size, plan, request, store, progress)
+            # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
+            where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
+            request, store, size = self.settled(request), MemoryStore(where), (picture.height, picture.width)
+            plan = self.plan(*size, request)
+            rows = self.run_passes(part_of(picture.pixels.to(where)), size, plan, request, store, progress)
             pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
         alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width).clamp_(0, 1)
         return replace(picture, pixels=pixels, alpha=alpha)

@@ -109,7 +109,7 @@ class Spooled:
         """
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            with alone(self._folder.with_suffix(".lock"), self._target), self._model.lock:
+            with alone(self._folder.with_suffix(".lock"), self._target):
                 return self._run(progress, say)
         except OSError as error:
             raise InputError(f"{self._target}: cannot be made ({error.strerror or error}).") from error

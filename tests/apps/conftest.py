@@ -1,5 +1,6 @@
 """An honest stand-in for a model: real planning, bicubic enlargement."""
 
+import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from tudsr.resize import upsample
 class BicubicModel:
     """Does what TUDSR does, with bicubic interpolation for a generator."""
 
-    device = "cpu"
+    device, lock = "cpu", contextlib.nullcontext()
 
     config = SimpleNamespace(name="bicubic", windows=WindowRange(min_px=64, max_px=128, stride_px=16, overlap_px=32))
 

@@ -24,6 +24,7 @@ from tudsr.apps.ray_cluster import Share, share_out
 from tudsr.apps.remote import Task, plan_tasks, work_place
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
+from tudsr.canvas import JOURNAL_NAME
 from tudsr.checkpoint import write_text
 from tudsr.errors import InputError
 from tudsr.memory import Fit
@@ -351,6 +352,21 @@ def test_work_on_disk_for_a_url_has_a_place_that_the_next_attempt_finds(monkeypa
     (tmp_path / "tudsr-work-12345").mkdir()
     with pytest.raises(InputError, match="belongs to another user"):
         work_place(far)
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_what_a_kill_left_of_an_uploaded_picture_is_removed(journal, bicubic, photo, memory, monkeypatch, tmp_path):
+    """The journal goes first: a folder without one is of no use to anybody."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = photo(tmp_path / "a.png")
+    assert run(source, "-o", "memory://out/a.png").exit_code == 0
+    place = work_place(Task(source=str(source), target="memory://out/a.png"))
+    place.mkdir()
+    (place / "output.raw").write_bytes(b"rows")
+    if journal:
+        (place / JOURNAL_NAME).write_text('{"key": {}, "rows": {}, "how": {}, "made": {}}')
+    assert "exists already" in run(source, "-o", "memory://out/a.png").stderr
+    assert place.exists() == journal
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("shapes")])

@@ -146,6 +146,13 @@ def test_damaged_exif_costs_no_photo(tmp_path: Path, suffix: str, exif: bytes) -
     np.testing.assert_array_equal(decode_photo(path), np.full((40, 40, 3), 255))
 
 
+def test_what_cannot_be_decoded_is_not_called_usable(tmp_path: Path) -> None:
+    good = _save(tmp_path / "good.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "p.bmp", format="PPM")
+    usable, report = check_photos([good, tmp_path / "p.bmp"], min_side_px=8)
+    assert (usable, report.broken) == ([good], (tmp_path / "p.bmp",))
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_are_the_same_photo_as_8(tmp_path: Path, suffix: str, channels: int) -> None:

@@ -90,6 +90,9 @@ def test_a_file_says_which_stage_and_model_it_is_for(model_folder, photos, tmp_p
     assert (found.stage, found.model, found.steps) == (0, model_folder, 7)
     found = assemble({"stage": 0, "model": str(model_folder), "steps": 7}, stage=2, model="tiny")  # options win
     assert (found.stage, found.model, found.steps) == (2, find_model("tiny"), 7)
+    for said in ({"model": None}, {"stage": [1]}, {"stage": "2"}, {"stage": True}):
+        with pytest.raises(ConfigError, match=r"config\.json: model .* and stage .* came"):
+            assemble(said)
     assert (found := assemble({"steps": 7})).stage == 1
     assert found.model == find_model("tiny")
 

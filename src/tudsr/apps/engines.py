@@ -6,7 +6,7 @@ from pathlib import Path
 from tudsr.apps.engine_local import run_local
 from tudsr.apps.engine_ray import run_ray
 from tudsr.apps.journal import MOST_ATTEMPTS, Journal
-from tudsr.apps.remote import Task, exists, is_url, work_place
+from tudsr.apps.remote import Task, exists, work_place
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
@@ -37,8 +37,7 @@ def upscale_all(tasks: Sequence[Task], folder: str | None, request: Request, run
     journal = Journal(folder, fresh=run.overwrite)
     made = set() if run.overwrite else {task for task in tasks if exists(task.target)}
     for task in made:
-        if not is_url(task.target):
-            sweep(Path(task.target))
+        sweep(Path(task.target), work_place(task))
     deadly = {task for task in tasks if journal.attempts(task) >= MOST_ATTEMPTS} - made
     left = [task for task in tasks if task in deadly and not _half_done(task)]
     # What goes on where it was may die once more: it must not stand before the others each time.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tudsr.checkpoint import sha256_file
 from tudsr.errors import DataError, InputError
-from tudsr.image_decode import decode_file
+from tudsr.image_decode import READABLE, decode_file
 from tudsr.image_raster import DECODE_ERRORS
 
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
@@ -73,7 +73,7 @@ def check_photos(paths: Sequence[Path], min_side_px: int) -> tuple[list[Path], P
     too_small: list[Path] = []
     for path in paths:
         try:
-            with Image.open(path) as photo:
+            with Image.open(path, formats=READABLE) as photo:
                 side = min(photo.size)
         except DECODE_ERRORS:
             broken.append(path)

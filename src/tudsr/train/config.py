@@ -185,8 +185,15 @@ class TrainConfig(Settings):
             ModelError: when the model is not there.
         """
         given = {} if file is None else read_object(file)
-        folder = find_model(given.get("model", "tiny") if model is None else model)
-        stage = given.get("stage", 1) if stage is None else stage
+        model, stage = (
+            given.get("model", "tiny") if model is None else model,
+            given.get("stage", 1) if stage is None else stage,
+        )
+        if not isinstance(model, str | Path) or type(stage) is not int:
+            raise ConfigError(
+                f"{file}: model {model!r} and stage {stage!r} came; a name or folder and 0, 1 or 2 are accepted."
+            )
+        folder = find_model(model)
         values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage) | given
         for override in overrides:
             _apply_override(values, override)

@@ -26,7 +26,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
         self.folder = folder
-        sweep_temporary(folder)
+        for place in (folder, folder / "samples"):
+            sweep_temporary(place)
         self.metrics_path = folder / "metrics.jsonl"
         write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
         write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
