@@ -36,16 +36,8 @@ from typing import Any
 R_PX = 256
 LOOPS = ("paper", "exact", "none")
 MODELS = ("tiny", "sd21")
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 MB = 2**20
-
-
-def peak_and_now_mb() -> tuple[float, float]:
-    """Return the peak and the present resident set."""
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    now = int(fields["VmRSS"].split()[0]) / 1024
-    peak = int(fields["VmHWM"].split()[0]) / 1024
-    return max(peak, now), now
 
 
 def reset_peak() -> bool:
@@ -104,16 +96,18 @@ def step(stage, config, n: int, loop: str, how: str) -> None:
 
 def run_case(name: str, n: int, loop: str) -> dict[str, Any]:
     """Measure one case in this process."""
+    from tudsr.machine import status_bytes
+
     how = "switched" if name == "sd21" else "merged"  # what each trains with
     stage, config = build_stage(name)
     step(stage, config, 1, "paper", how)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     cleared = reset_peak()
-    _, before = peak_and_now_mb()
+    before = status_bytes("VmRSS") / MB
     begun = time.perf_counter()
     step(stage, config, n, loop, how)
     seconds = time.perf_counter() - begun
-    peak, _ = peak_and_now_mb()
+    peak = status_bytes("VmHWM") / MB
     if not cleared:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pictures = 4 * 3 * (n * R_PX) ** 2 * 4 / MB

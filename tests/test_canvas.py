@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tudsr.canvas import JOURNAL_NAME, DiskStore, MemoryStore, RawFile
+from tudsr.canvas import JOURNAL_NAME, DiskStore, MemoryStore, RawFile, discard
 
 
 def rows_of(x, step, asked=None):
@@ -155,8 +155,7 @@ def test_rows_that_the_file_lost_are_made_again(tmp_path, picture):
     assert torch.equal(part(0, 50, 0, 7), picture)
 
 
-def test_a_closed_store_leaves_nothing(tmp_path, picture):
-    store = DiskStore(tmp_path / "work", {"a": 1})
-    store.fill("x", 50, 7, rows_of(picture, 5))
-    store.close()
+def test_a_discarded_folder_leaves_nothing(tmp_path, picture):
+    DiskStore(tmp_path / "work", {"a": 1}).fill("x", 50, 7, rows_of(picture, 5))
+    discard(tmp_path / "work")
     assert not (tmp_path / "work").exists()

@@ -103,7 +103,6 @@ def test_a_target_size_of_equal_ratios_is_the_scale():
         ({"m": -2, "n": -2}, "m is -2"),
         ({"scale": 8, "m": 2, "n": 2}, "do not make x8"),
         ({"scale": 4, "m": 8}, "do not make x4"),
-        ({"scale": 4, "stage": 3}, "stage is 3"),
         ({"scale": 4, "stage": 1, "m": 4}, "leave m and n out"),
         ({"scale": 4, "stage": 2, "n": 4}, "leave m and n out"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tudsr import resize
 from tudsr.errors import InputError
-from tudsr.resize import crop, downsample, output_size, part_of, upsample, upsampled
+from tudsr.resize import downsample, output_size, part_of, upsample, upsampled
 
 SIDES = st.integers(1, 40)
 
@@ -107,13 +107,6 @@ def test_scales_that_do_not_enlarge_are_refused(scale):
 def test_empty_pictures_are_refused():
     with pytest.raises(InputError, match="4x0"):
         output_size(0, 4, 2)
-
-
-def test_a_crop_keeps_the_top_left_and_cannot_enlarge():
-    x = picture(8, 16)
-    assert torch.equal(crop(x, 3, 5), x[..., :3, :5])
-    with pytest.raises(AssertionError):
-        crop(x, 9, 16)
 
 
 @settings(max_examples=60, deadline=None)

@@ -129,12 +129,6 @@ def test_chunks_cover_the_picture_once(side, n):
     assert grid.windows[0] == Window(y0=0, x0=0, y1=side // n, x1=side // n)
 
 
-@pytest.mark.parametrize(("side", "n"), [(65, 2), (64, 0), (1, 2)])
-def test_chunks_that_do_not_fit_are_refused(side, n):
-    with pytest.raises(InputError, match="multiple"):
-        chunk_grid(side, n)
-
-
 def test_impossible_plans_are_refused():
     with pytest.raises(InputError, match="start at 1"):
         plan_windows(0, 5, SD21)

@@ -96,10 +96,6 @@ class DiskStore:
         made = self._journal["made"].get(name, {})
         return rows if rows == raw.shape[0] or made.get("most_px") == self._journal["how"].get("most_px") else 0
 
-    def close(self) -> None:
-        """Remove the folder."""
-        discard(self._folder)
-
     def fill(self, name: str, height: int, width: int, rows_from: RowsFrom) -> Region:
         """Make a picture, or go on with it, in float32; see `Store.fill`."""
         raw = RawFile(self._folder / f"{name}.f32", (height, width, 3), np.float32)

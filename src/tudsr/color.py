@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tudsr.errors import ConfigError
 from tudsr.resize import Region, part_of
 
 LEVELS = 5
@@ -40,17 +39,6 @@ class ColorFix:
     statistics: Callable[[Region, Region, Size], Tensor] | None = None
 
 
-def color_fix(name: str) -> ColorFix:
-    """Look a colour fix up.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    if name not in COLOR_FIXES:
-        raise ConfigError(f"{name!r} is not a colour fix; known ones: {', '.join(COLOR_FIXES)}.")
-    return COLOR_FIXES[name]
-
-
 def fix_color(name: str, sr: Tensor, ref: Tensor) -> Tensor:
     """Apply a colour fix to pictures that are in memory.
 
@@ -61,11 +49,8 @@ def fix_color(name: str, sr: Tensor, ref: Tensor) -> Tensor:
 
     Returns:
         The fixed pictures, not clamped.
-
-    Raises:
-        ConfigError: for an unknown name.
     """
-    fix, size = color_fix(name), (sr.shape[-2], sr.shape[-1])
+    fix, size = COLOR_FIXES[name], (sr.shape[-2], sr.shape[-1])
     statistics = fix.statistics(part_of(sr), part_of(ref), size) if fix.statistics else None
     return torch.cat(list(fix.rows(iter([sr]), part_of(ref), size, 0, statistics)), dim=-2)
 
@@ -151,28 +136,10 @@ def adain_rows(
         yield (strip - mean) * gain + to  # in this order: the gain may be large
 
 
-def unfixed_rows(
-    sr: Iterator[Tensor], ref: Region, size: Size, start: int = 0, statistics: Tensor | None = None
-) -> Iterator[Tensor]:
-    """Leave `sr` as it is.
-
-    Args:
-        sr: see `ColorFix.rows`.
-        ref: not looked at.
-        size: likewise.
-        start: likewise.
-        statistics: likewise.
-
-    Yields:
-        The rows of `sr`.
-    """
-    yield from sr
-
-
 COLOR_FIXES = {
     "wavelet": ColorFix(rows=wavelet_rows, halo_px=HALO_PX),
     "adain": ColorFix(rows=adain_rows, statistics=adain_statistics),
-    "none": ColorFix(rows=unfixed_rows),
+    "none": ColorFix(rows=lambda sr, *_: sr),
 }
 """By the name that the settings and the command use."""
 

@@ -87,7 +87,7 @@ def read_picture(path: Path | str) -> Picture:
     return _picture(decode_file(Path(path)))
 
 
-def write_picture(path: Path | str, picture: Picture, quality: int = 95) -> tuple[str, ...]:
+def write_picture(path: Path | str, picture: Picture) -> tuple[str, ...]:
     """Write a picture file, its format named by the suffix: .png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp.
 
     Missing folders are made. The file appears whole or not at all. Values outside the range are clamped; grey pictures
@@ -97,21 +97,17 @@ def write_picture(path: Path | str, picture: Picture, quality: int = 95) -> tupl
     Args:
         path: the file to write or replace.
         picture: on any device.
-        quality: of JPEG and WebP, 1 to 100.
 
     Returns:
         One sentence for each thing that the format could not hold; mostly none.
 
     Raises:
-        InputError: for an unknown suffix, a quality out of range, a picture larger than the format allows, or a file
-            that cannot be written.
+        InputError: for an unknown suffix, a picture larger than the format allows, or a file that cannot be written.
     """
     path = Path(path)
-    if not 1 <= quality <= 100:
-        raise InputError(f"The quality of a picture file is 1 to 100, not {quality}.")
     wide = picture.info.bits == 16 and file_format(path).wide
     values = _values(picture, np.uint16 if wide else np.uint8)
-    return encode_file(path, Raster(values=values, icc=picture.info.icc, exif=picture.info.exif), quality)
+    return encode_file(path, Raster(values=values, icc=picture.info.icc, exif=picture.info.exif))
 
 
 def picture_from(obj: object) -> Picture:

@@ -14,6 +14,9 @@ from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
 from tudsr.image_raster import Raster, colour_profile
 
+QUALITY = 95
+"""Of JPEG and WebP, 1 to 100."""
+
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _PIXEL_X, _PIXEL_Y = 40962, 40963  # the picture's sides, as EXIF tells them once more
@@ -78,13 +81,12 @@ def check_size(path: Path, height: int, width: int) -> FileFormat:
     return fmt
 
 
-def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
+def encode_file(path: Path, raster: Raster) -> tuple[str, ...]:
     """Write a picture under a temporary name beside its own, then rename it; a missing folder is made.
 
     Args:
         path: its suffix names the format.
         raster: the picture; uint16 only where the format is `wide`.
-        quality: of JPEG and WebP, 1 to 100.
 
     Returns:
         One sentence for each thing that the format could not hold.
@@ -103,7 +105,7 @@ def encode_file(path: Path, raster: Raster, quality: int) -> tuple[str, ...]:
         raster = replace(raster, icc=None)
     try:
         with atomic_path(path) as part:
-            _save(part, raster, fmt, exif, quality)
+            _save(part, raster, fmt, exif)
     except (OSError, ValueError, RuntimeError, struct.error) as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error
     return tuple(notes)
@@ -143,7 +145,7 @@ def _needs_own_writer(raster: Raster) -> bool:
     return raster.values.dtype == np.uint16 and raster.values.shape[2] > 1
 
 
-def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quality: int) -> None:
+def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None) -> None:
     if _needs_own_writer(raster):
         write = write_png if fmt.name == "PNG" else _write_tiff16
         write(part, raster.values, raster.icc, exif)
@@ -156,9 +158,9 @@ def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None, quali
     if fmt.name == "PNG":
         options |= {"compress_level": _ZLIB_LEVEL}
     elif fmt.name == "JPEG":
-        options |= {"quality": quality, "subsampling": 0}
+        options |= {"quality": QUALITY, "subsampling": 0}
     elif fmt.name == "WEBP":
-        options |= {"quality": quality}
+        options |= {"quality": QUALITY}
     elif fmt.name == "TIFF":
         # Pillow cannot write EXIF's sub-directories into a compressed TIFF.
         options |= {"compression": "raw" if exif else "tiff_adobe_deflate"}

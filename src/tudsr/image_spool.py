@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
 from tudsr.image_decode import READABLE, decode_file, frame_notes, split_exif
-from tudsr.image_encode import file_format, on_white, resized_exif, write_png
+from tudsr.image_encode import QUALITY, file_format, on_white, resized_exif, write_png
 from tudsr.image_raster import check_size, decoding
 from tudsr.image_raw import RawFile
 
@@ -197,14 +197,13 @@ def check_spooled(path: Path) -> None:
         libvips()
 
 
-def encode_spooled(path: Path, raw: RawFile, header: Header, quality: int = 95) -> tuple[str, ...]:
+def encode_spooled(path: Path, raw: RawFile, header: Header) -> tuple[str, ...]:
     """Write a picture file from plain numbers on disk, in one pass from top to bottom; whole or not at all.
 
     Args:
         path: its suffix names the format, one of SPOOLED_FORMATS.
         raw: the numbers, of the header's shape and dtype.
         header: size, channels, bits, profile and EXIF of the picture to write.
-        quality: of JPEG, 1 to 100.
 
     Returns:
         One sentence for each thing that the format could not hold.
@@ -225,7 +224,7 @@ def encode_spooled(path: Path, raw: RawFile, header: Header, quality: int = 95) 
         elif fmt.name == "TIFF":
             _write_tiff(part, rows, header.icc)
         else:
-            _write_jpeg(part, rows, header.icc, exif, quality)
+            _write_jpeg(part, rows, header.icc, exif)
     return tuple(notes)
 
 
@@ -244,7 +243,7 @@ def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None 
     )  # fmt: skip
 
 
-def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None, quality: int) -> None:
+def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None) -> None:
     """Write by libvips, from a TIFF on disk: it would map plain numbers, which counts as memory."""
     vips = libvips()
     flat = part.with_name(f"{part.stem}-flat.tif")
@@ -253,7 +252,7 @@ def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None
         image = vips.Image.new_from_file(str(flat), access="sequential").copy()
         if exif:
             image.set_type(vips.GValue.blob_type, "exif-data", exif)
-        image.write_to_file(str(part), Q=quality, subsample_mode="off")
+        image.write_to_file(str(part), Q=QUALITY, subsample_mode="off")
     except vips.Error as error:
         raise InputError(f"{part}: cannot be written ({' '.join(str(error).split())}).") from error
     finally:

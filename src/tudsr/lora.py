@@ -7,7 +7,6 @@ without a second copy of the weights, where they can be read again.
 """
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,8 +126,9 @@ def _merged_forward(layer: Any, name: str | None) -> Any:
     if name is None:
         return base.forward
     if torch.is_grad_enabled():
-        return functools.partial(_run_summed, layer, base, name)
-    return functools.partial(_run_kept, base, _summed(layer, base, name))
+        return lambda x, *_, **__: _run(base, _summed(layer, base, name), x)
+    weight = _summed(layer, base, name)
+    return lambda x, *_, **__: _run(base, weight.to(base.weight.dtype), x)  # the base may be in float32 for a moment
 
 
 def _summed(layer: Any, base: Any, name: str) -> Tensor:
@@ -139,15 +139,7 @@ def _summed(layer: Any, base: Any, name: str) -> Tensor:
     return total.to(weight.dtype, memory_format=torch.channels_last if is_conv else torch.preserve_format)
 
 
-def _run_summed(layer: Any, base: nn.Module, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return _run(base, _summed(layer, base, name), x)
-
-
-def _run_kept(base: Any, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return _run(base, weight.to(base.weight.dtype), x)  # the base may be in float32 for a moment
-
-
-def _run(base: Any, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _run(base: Any, weight: Tensor, x: Tensor) -> Tensor:
     if weight.dim() == 4:
         return base._conv_forward(x, weight, base.bias)
     return F.linear(x, weight, base.bias)

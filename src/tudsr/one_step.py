@@ -6,39 +6,18 @@ from torch import Tensor
 
 from tudsr.errors import ConfigError
 
-
-def _from_epsilon(pred: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return (z - sigma * pred) / alpha
-
-
-def _from_v(pred: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return alpha * z - sigma * pred
-
-
-def _from_sample(pred: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return pred
-
-
-def _to_epsilon(z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return noise
-
-
-def _to_v(z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return alpha * noise - sigma * z0
-
-
-def _to_sample(z0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return z0
-
-
 Z0_FROM: dict[str, Callable[..., Tensor]] = {
-    "epsilon": _from_epsilon,
-    "v_prediction": _from_v,
-    "sample": _from_sample,
+    "epsilon": lambda pred, z, alpha, sigma: (z - sigma * pred) / alpha,
+    "v_prediction": lambda pred, z, alpha, sigma: alpha * z - sigma * pred,
+    "sample": lambda pred, z, alpha, sigma: pred,
 }
 """diffusers' prediction_type → z0; each takes (pred, z, sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t))."""
 
-TARGET_OF: dict[str, Callable[..., Tensor]] = {"epsilon": _to_epsilon, "v_prediction": _to_v, "sample": _to_sample}
+TARGET_OF: dict[str, Callable[..., Tensor]] = {
+    "epsilon": lambda z0, noise, alpha, sigma: noise,
+    "v_prediction": lambda z0, noise, alpha, sigma: alpha * noise - sigma * z0,
+    "sample": lambda z0, noise, alpha, sigma: z0,
+}
 """diffusers' prediction_type → what the prior is trained to predict from (z0, noise, alpha, sigma)."""
 
 

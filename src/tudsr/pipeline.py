@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tudsr.canvas import MemoryStore, RowsFrom, Store
-from tudsr.color import color_fix, strip_rows, strips
+from tudsr.color import COLOR_FIXES, strip_rows, strips
 from tudsr.config import ModelConfig
 from tudsr.cost import shapes_of
 from tudsr.device import pick_device, pick_dtype
@@ -188,7 +188,7 @@ class TUDSR:
         """Return what makes the rows of one pass: upsample → encode → one step → decode by windows → blend → colour."""
         height, width = after = step.height, step.width
         lq_up = upsampled(x, size, after)
-        grid, fix, stage = self.grid(step, request), color_fix(request.color), self._stage(step.stage, request)
+        grid, fix, stage = self.grid(step, request), COLOR_FIXES[request.color], self._stage(step.stage, request)
         batch = request.batch or 1
 
         def each(restore: Fn, windows: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -138,8 +138,6 @@ def _by_hand(scale: float, m: float | None, n: float | None, stage: Which) -> tu
         if value is not None and not (math.isfinite(value) and value >= 1):
             raise InputError(f"{name} is {value}; a finite number of at least 1 is expected.")
     if stage != "both":
-        if stage not in (1, 2):
-            raise InputError(f"stage is {stage!r}; both, 1 or 2 is expected.")
         if m is not None or n is not None:
             raise InputError(f"With stage {stage} alone the whole ratio is that stage's: leave m and n out.")
         return (stage,), [scale]

@@ -1,4 +1,4 @@
-"""Resampling, padding and cropping of NCHW tensors, and the size of an output picture."""
+"""Resampling of NCHW tensors, and the size of an output picture."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -167,22 +167,6 @@ def downsample(x: Tensor, height: int, width: int) -> Tensor:
     work = x if x.dtype == torch.float64 else x.float()
     y = F.interpolate(work, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
     return y.to(x.dtype)  # (B, C, height, width)
-
-
-def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Cut the top left part out.
-
-    Args:
-        x: (B, C, H, W), any dtype.
-        height: rows to keep, at most H.
-        width: columns to keep, at most W.
-
-    Returns:
-        A view (B, C, height, width) of x.
-    """
-    assert height <= x.shape[-2], "a crop cannot enlarge"
-    assert width <= x.shape[-1], "a crop cannot enlarge"
-    return x[..., :height, :width]
 
 
 def _round_half_up(value: float) -> int:

@@ -138,7 +138,7 @@ class Spooled:
         encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
         lost = encode_spooled(encoded, out, made)
         self._deliver(encoded)
-        store.close()
+        discard(self._folder)
         for note in (*header.notes, *lost):
             say(f"{self._source}: {note}")
         return Enlarged(plan=plan, in_size=(header.width, header.height))

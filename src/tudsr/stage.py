@@ -72,22 +72,18 @@ class Stage(nn.Module):
         return z0_from_prediction(pred.to(wide), z.to(wide), net.alpha_bar(self.t).to(wide), net.prediction_type)
 
 
-def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid, color: str = "wavelet") -> Tensor:
-    """Run an active stage over pictures in memory: window by window, blended, then the colour fix.
+def whole_picture(stage: Stage, lq_up: Tensor, grid: WindowGrid) -> Tensor:
+    """Run an active stage over pictures in memory: window by window, blended, then the wavelet colour fix.
 
     Args:
         stage: whose adapter is active, without gradients.
         lq_up: (B, 3, H, W), float32, [-1, 1].
         grid: its windows.
-        color: a key of color.COLOR_FIXES.
 
     Returns:
         (B, 3, H, W), float32, [-1, 1].
-
-    Raises:
-        ConfigError: for an unknown colour fix.
     """
-    return fix_color(color, tiled(stage, lq_up, grid), lq_up).clamp_(-1, 1)
+    return fix_color("wavelet", tiled(stage, lq_up, grid), lq_up).clamp_(-1, 1)
 
 
 @contextlib.contextmanager

@@ -150,20 +150,14 @@ def chunk_grid(side_px: int, n: int) -> WindowGrid:
 
     Args:
         side_px: the picture's side N*R, in pixels.
-        n: chunks per axis.
+        n: chunks per axis; it divides the side.
 
     Returns:
         A grid whose windows have the side side_px / n and whose canvas is the picture.
 
-    Raises:
-        InputError: when n does not divide the side.
-
     Source: METHOD, «Training»: y is cut in raster order into N² chunks of R×R.
     """
-    if n < 1 or side_px < n or side_px % n:
-        raise InputError(
-            f"A side of {side_px} px cannot be cut into {n} equal chunks; a multiple of n >= 1 is accepted."
-        )
+    assert side_px % n == 0, "settings see to that"
     side = side_px // n
     starts = tuple(range(0, side_px, side))
     return WindowGrid(height=side_px, width=side_px, window_h=side, window_w=side, ys=starts, xs=starts)

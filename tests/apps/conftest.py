@@ -1,6 +1,7 @@
 """An honest stand-in for a model: real planning, bicubic enlargement."""
 
 import contextlib
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import tudsr
+from tudsr.apps.cli import main
 from tudsr.config import WindowRange
 from tudsr.image import Picture
 from tudsr.planner import Plan, plan_passes
@@ -56,6 +58,23 @@ def bicubic(monkeypatch):
 
     monkeypatch.setattr(tudsr, "load", load)
     return model
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Return a function that runs `main` here, in an empty folder: (exit code, stdout, stderr).
+
+    A process of its own would spend seconds on importing torch.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tudsr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -1,31 +1,22 @@
 """`tudsr bench` from the command line, on a very small model."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
 from tudsr.apps import bench as module
-from tudsr.apps.cli import main
 from tudsr.apps.plan import make_plan
 
 MATMUL = {"tflops": 0.5, "side": 8, "runs": 1}
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, model_folder):
+def call(call, monkeypatch, model_folder):
     """Return a function that runs `tudsr bench` here on the small model: (exit code, stdout, stderr)."""
     monkeypatch.setattr(module, "matmul_rate", lambda device, dtype: MATMUL)
-
-    def run(*arguments):
-        options = ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32"]
-        monkeypatch.setattr(sys, "argv", ["tudsr", "bench", *options, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
+    return partial(call, "bench", "--model", model_folder, "--device", "cpu", "--dtype", "fp32")
 
 
 def test_json_says_all(call, model_folder):

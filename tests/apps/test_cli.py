@@ -30,23 +30,6 @@ def tudsr(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, **options)
 
 
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Return a function that runs `main` here, in an empty folder: (exit code, stdout, stderr).
-
-    A process of its own would spend seconds on importing torch.
-    """
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tudsr", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
 def test_help_imports_nothing_heavy():
     heavy = "torch", "diffusers", "transformers", "pydantic", "numpy", "rich", "PIL"
     code = f"import sys, tudsr.apps.cli; print([name for name in {heavy!r} if name in sys.modules])"
@@ -63,7 +46,9 @@ def test_help_is_quick():
     assert statistics.median(cpu_seconds() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize("command", [[], ["upscale"], ["info"], ["train"], ["models"], ["models", "init"]])
+@pytest.mark.parametrize(
+    "command", [[], ["upscale"], ["info"], ["train"], ["models"], ["models", "init"], ["eval"], ["degrade"]]
+)
 def test_every_command_has_help(command):
     result = tudsr(*command, "--help")
     assert result.returncode == 0

@@ -16,7 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tudsr import files, machine
-from tudsr.apps import engine_local, upscale
+from tudsr.apps import engine_local
+from tudsr.apps import work as work_module
 from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
@@ -285,7 +286,7 @@ def test_what_is_known_of_a_picture_is_said_at_once_and_once(bicubic, photo, mem
         told.append("work")
         raise InputError(f"{source}: no.")
 
-    monkeypatch.setattr(upscale, "upscale_file", speaking)
+    monkeypatch.setattr(work_module, "upscale_file", speaking)
     monkeypatch.setattr(Reporter, "note", lambda _, line: told.append(line))
     monkeypatch.setattr(Reporter, "error", lambda _, line: told.append(line))
     run("memory://in", "-o", tmp_path / "out")
@@ -303,7 +304,7 @@ def test_a_worker_sends_what_it_says_and_warns_of_also_when_it_fails(bicubic, ph
         warnings.warn("overflowed", stacklevel=1)
         raise InputError(f"{source}: no.")
 
-    monkeypatch.setattr(upscale, "upscale_file", speaking)
+    monkeypatch.setattr(work_module, "upscale_file", speaking)
     worker = Worker(Run(threads=1), Request(scale=4), 1)
     worker.load()
     shown = warnings.showwarning

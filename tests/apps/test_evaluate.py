@@ -1,29 +1,13 @@
 """`tudsr eval` and `tudsr degrade` from the command line to the files."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tudsr.apps.cli import main
 from tudsr.apps.evaluate import make_config, table_lines
 from tudsr.errors import ConfigError, InputError
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Return a function that runs `main` here, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tudsr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -95,13 +79,6 @@ def test_mistakes_are_sentences_and_exit_code_2(arguments, words, call, tmp_path
     assert words in err
     assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("command", ["eval", "degrade"])
-def test_every_command_has_help(command, call):
-    code, out, _ = call(command, "--help")
-    assert code == 0
-    assert "Usage:" in out
 
 
 def test_settings_come_from_the_options(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from PIL import Image
 
 from tudsr import memory, pipeline
 from tudsr.apps import plan as module
-from tudsr.apps.cli import main
 from tudsr.errors import InputError
 from tudsr.folder import save_model
 from tudsr.pipeline import load
@@ -24,17 +24,9 @@ HAS_TINY = (Path(str(resources.files("tudsr"))) / "weights/tiny/tudsr.json").is_
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, model_folder):
+def call(call, model_folder):
     """Return a function that runs `tudsr plan` here on the small model: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        options = ["--model", str(model_folder), "--device", "cpu", "--dtype", "fp32"]
-        monkeypatch.setattr(sys, "argv", ["tudsr", "plan", *options, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
+    return partial(call, "plan", "--model", model_folder, "--device", "cpu", "--dtype", "fp32")
 
 
 def test_json_says_all(call, model_folder):

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,6 @@ import torch
 
 from tudsr import models
 from tudsr.apps import train as app
-from tudsr.apps.cli import main
 from tudsr.train.estimate_t import Estimate
 
 
@@ -39,58 +37,51 @@ def calls(monkeypatch):
     return seen
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["tudsr", "train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code or 0
-
-
-def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls, monkeypatch, tmp_path, capsys):
+def test_settings_come_from_preset_file_and_overrides_in_that_order(model, calls, call, tmp_path):
     file = tmp_path / "c.json"
     file.write_text('{"steps": 7, "lr": 0.5, "batch": 3}')
     out = tmp_path / "run"
     places = ["--model", model, "--data", tmp_path / "photos", "--out", out]
     options = ["--stage", 2, *places, "--config", file, "--resume"]
-    assert run(monkeypatch, *options, "--set", "lr=0.25", "batch=5", "--set", "losses.mae=2") == 0
+    code, said, err = call("train", *options, "--set", "lr=0.25", "batch=5", "--set", "losses.mae=2")
+    assert code == 0
     ((config, resume),) = calls
     assert (config.stage, config.model, config.out, resume) == (2, model, out, True)
     assert (config.steps, config.lr, config.batch, config.losses["mae"]) == (7, 0.25, 5, 2)
     assert config.n == 2  # from the preset
-    said = capsys.readouterr()
-    assert said.out == f"{out / 'model'}\n"
-    assert "6 photos usable, 0 unreadable, 2 too small" in said.err
+    assert said == f"{out / 'model'}\n"
+    assert "6 photos usable, 0 unreadable, 2 too small" in err
 
 
 @pytest.mark.parametrize(
     "wish", ["nonsense=1", "steps", "steps=-1", "stage=3x", "model=sd21", "data=x", "out=x", "stage=2"]
 )
-def test_a_wrong_setting_stops_before_any_work(wish, model, calls, monkeypatch, tmp_path):
+def test_a_wrong_setting_stops_before_any_work(wish, model, calls, call, tmp_path):
     options = ["--stage", 1, "--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "run", "--set", wish]
     if wish == "stage=3x":
         options[1] = "3"
-    assert run(monkeypatch, *options) == 2
+    assert call("train", *options)[0] == 2
     assert calls == []
 
 
-def test_estimate_t_passes_its_settings_on(model, calls, monkeypatch, tmp_path, capsys):
+def test_estimate_t_passes_its_settings_on(model, calls, call, tmp_path):
     wishes = ["--set", "scale=8", "count=5", "degradation=heavy"]
-    code = run(monkeypatch, "--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path / "t", *wishes)
+    code, out, _ = call("train", "--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path / "t", *wishes)
     assert code == 0
     ((arguments, options),) = calls
     assert arguments == (str(model), Path(tmp_path), tmp_path / "t")
     assert options == {"scale": 8.0, "count": 5, "degradation": "heavy"}
-    said = capsys.readouterr().out.splitlines()
+    said = out.splitlines()
     assert said[0] == "t = 123: the LQ latents' SNR is 10.00 ± 1.00 dB over 4 pictures"
     assert said[1:] == [str(tmp_path / "t" / f"estimate_t.{suffix}") for suffix in ("json", "png")]
 
 
-def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, calls, monkeypatch, tmp_path, capsys):
+def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, calls, call, tmp_path):
     (tmp_path / "estimate_t.png").touch()
     options = ["--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path, "--set", "degradation=light"]
-    assert run(monkeypatch, *options) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[1:] == [
+    code, out, _ = call("train", *options)
+    assert code == 0
+    assert out.splitlines()[1:] == [
         str(tmp_path / "estimate_t.json"),
         "No estimate_t.png was drawn: matplotlib is missing, which the extra [train] brings.",
     ]

@@ -12,7 +12,6 @@ from tudsr.backbones import BACKBONES, Backbone, blueprint
 from tudsr.backbones.constants import kept
 from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.config import LoraSpec
-from tudsr.errors import ConfigError
 from tudsr.presets import TRAINING
 from tudsr.stage import Stage
 
@@ -120,11 +119,6 @@ def test_a_window_that_overflows_in_the_unet_is_that_of_a_float32_unet(how):
     after = stage.state_dict()
     assert all(value.dtype == after[key].dtype and torch.equal(value, after[key]) for key, value in before.items())
     assert not any(tensor.is_inference() for tensor in (*stage.parameters(), *stage.buffers()))
-
-
-def test_an_unknown_backbone_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="sd21, tiny"):
-        blueprint("sd3")
 
 
 @pytest.mark.parametrize(("name", "stage"), [key for key in TRAINING if key[1] > 0])

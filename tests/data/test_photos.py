@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from tudsr.data.photos import (
-    PhotoDecodeError,
     PhotoStore,
     check_photos,
     decode_photo,
@@ -15,7 +14,7 @@ from tudsr.data.photos import (
     manifest_hash,
     split_photos,
 )
-from tudsr.errors import DataError
+from tudsr.errors import DataError, InputError
 from tudsr.image_encode import encode_file
 from tudsr.image_raster import Raster
 
@@ -134,7 +133,7 @@ def test_decode_turns_upright_and_drops_alpha(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_truncated_files_raise(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(PhotoDecodeError):
+    with pytest.raises(InputError):
         decode_photo(_truncate(_save(tmp_path / f"half.{suffix}", (120, 90))))
 
 
@@ -157,7 +156,7 @@ def test_what_cannot_be_decoded_is_not_called_usable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_are_the_same_photo_as_8(tmp_path: Path, suffix: str, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (30, 40, channels), dtype=np.uint16)
-    encode_file(tmp_path / f"wide.{suffix}", Raster(values=values), quality=95)
+    encode_file(tmp_path / f"wide.{suffix}", Raster(values=values))
     expected = np.broadcast_to(values >> 8, (30, 40, 3))
     np.testing.assert_array_equal(decode_photo(tmp_path / f"wide.{suffix}"), expected)
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.config import WindowRange
-from tudsr.errors import InputError
 from tudsr.tiling import tiled
 from tudsr.train.chunks import cut, exact_loop, paper_loop, straddling_crops
 from tudsr.windows import WindowGrid, chunk_grid, plan_windows
@@ -52,7 +51,7 @@ def test_exact_loop_is_backpropagation_through_the_tiled_generator(height, width
     loss = nonlocal_loss(whole, gt)
     loss.backward()
     wanted = gradients(net)
-    result = exact_loop(net, y, gt, nonlocal_loss, grid, batch=3)
+    result = exact_loop(net, y, gt, nonlocal_loss, grid)
     assert relative(gradients(net), wanted) <= 1e-10
     torch.testing.assert_close(result.sr, whole.detach(), atol=1e-12, rtol=0)
     torch.testing.assert_close(result.losses.sum(), loss.detach(), atol=1e-12, rtol=0)
@@ -242,9 +241,3 @@ def test_crops_repeat_with_their_seed_and_need_no_border():
     draw = [straddling_crops(grid, 16, 8, np.random.default_rng((3, 4))) for _ in range(2)]
     assert draw[0] == draw[1]
     assert straddling_crops(grid, 64, 1, np.random.default_rng(0))[0].y0 == 0
-
-
-@pytest.mark.parametrize("crop_px", [1, 65])
-def test_crops_that_do_not_fit_are_refused(crop_px):
-    with pytest.raises(InputError, match="64x64"):
-        straddling_crops(chunk_grid(64, 2), crop_px, 1, np.random.default_rng(0))

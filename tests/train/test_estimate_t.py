@@ -55,11 +55,6 @@ def test_the_mean_over_pictures_is_in_decibels(make_model):
     assert both.spread_db == pytest.approx(abs(levels[0] - levels[1]) / 2**0.5, abs=1e-3)
 
 
-def test_no_pictures_are_a_data_error(make_model):
-    with pytest.raises(DataError, match="no pictures"):
-        match_snr(make_model().backbone, [])
-
-
 def test_files_are_written(model_folder, photos, tmp_path):
     found, _ = estimate(model_folder, photos, tmp_path / "out", scale=4.0, count=3)
     values = json.loads((tmp_path / "out" / "estimate_t.json").read_text())

@@ -11,7 +11,6 @@ from tudsr.image_raster import Raster, colour_profile
 from tudsr.resize import upsample
 
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
-_QUALITY = 95
 _PIXEL_BYTES = 60
 """Memory of a pixel of the enlargement: its and bicubic's floats, copies of one, the canvas, copies of the encoder."""
 
@@ -53,7 +52,7 @@ def write_comparison(path: Path, before: Picture, after: Picture, name: str) -> 
         x = k * (after.width + gap)
         canvas.paste(panel, (x, header))
         draw.text((x + font_px // 2, header // 2), label, fill=_INK, font=font, anchor="lm")
-    encode_file(path, Raster(values=np.asarray(canvas), icc=colour_profile(before.info.icc)), _QUALITY)
+    encode_file(path, Raster(values=np.asarray(canvas), icc=colour_profile(before.info.icc)))
 
 
 def _gap_px(width: int) -> int:

@@ -69,8 +69,6 @@ def _half_done(task: Task) -> bool:
 
 
 def _check(run: Run, tasks: Sequence[Task]) -> None:
-    if run.engine not in ENGINES:
-        raise InputError(f"--engine {run.engine}: accepted are {', '.join(ENGINES)}.")
     if run.engine == "local" and (run.address, run.workers, run.split) != (None, None, None):
         raise InputError("--address, --workers and --split belong to --engine ray; add it, or leave them out.")
     if run.compare is not None:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Self
 
 from tudsr.apps.batch import Job
+from tudsr.apps.compare import comparison_bytes, comparison_size, write_comparison
 from tudsr.apps.journal import MOST_ATTEMPTS, Journal
 from tudsr.apps.remote import Task, is_url, local_job
-from tudsr.apps.report import Reporter, Result
-from tudsr.apps.upscale import Run, enlarge_job, memory_in_words
+from tudsr.apps.report import Reporter, Result, peak_gpu_mb, peak_rss_mb
+from tudsr.apps.upscale import Run, memory_in_words
+from tudsr.checkpoint import check_folder
 from tudsr.errors import InputError
-from tudsr.files import Read
+from tudsr.files import Read, upscale_file
 from tudsr.image import read_picture
+from tudsr.image_encode import check_size
+from tudsr.image_spool import read_header
 from tudsr.pipeline import TUDSR
-from tudsr.request import Request
-from tudsr.spooled import Say
+from tudsr.request import Request, parse_memory
+from tudsr.spooled import Deliver, Say
 from tudsr.tiling import Progress
 
 _PROBE_PX = 1  # the smallest picture: what is too large for it is too large for all
@@ -171,14 +175,32 @@ class Attempt:
 
     def enlarge(self, *, write: bool = True) -> Self:
         """Read and enlarge; without `write` a file that is local may be written by `finish` only."""
-        later = None if write or is_url(self.task.target) else self._writes.append
         with self._in_words(), local_job(self.task) as (job, deliver):
             self._names = {str(job.source): self.task.source, str(job.target): self.task.target}
             with memory_in_words(job):
-                self._result = enlarge_job(
-                    self._model, job, self._request, self._run, self._say, self._windows, later, self._read, deliver
-                )
+                self._result = self._enlarged(job, deliver, write=write)
         return self
+
+    def _enlarged(self, job: Job, deliver: Deliver | None, *, write: bool) -> Result:
+        begun, run, model = time.perf_counter(), self._run, self._model
+        now = write or run.compare is not None or is_url(self.task.target)
+        done = upscale_file(
+            model, job.source, job.target, self._request,
+            memory=None if run.memory is None else parse_memory(run.memory),
+            beside=0 if run.compare is None else _check_compare(model, job, self._request, run.compare),
+            work=job.work, progress=self._windows, say=self._say, later=None if now else self._writes.append,
+            read=self._read, deliver=deliver,
+        )  # fmt: skip
+        seconds, plan = time.perf_counter() - begun, done.plan
+        if run.compare is not None:
+            assert done.before is not None, "asked for in memory"
+            assert done.after is not None, "asked for in memory"
+            write_comparison(run.compare, done.before, done.after, model.config.name)
+        return Result(
+            input=self.task.source, output=self.task.target, in_size=done.in_size, out_size=(plan.width, plan.height),
+            seconds=seconds, peak_rss_mb=round(peak_rss_mb(), 1),
+            peak_gpu_mb=peak_gpu_mb() if model.device == "cuda" else None, model=run.model, m=plan.m, n=plan.n,
+        )  # fmt: skip
 
     def finish(self) -> Outcome:
         """Write what is not yet written; on any thread."""
@@ -190,7 +212,7 @@ class Attempt:
         if self._error or self._result is None:
             return Outcome(error=_renamed(self._error, self._names))
         seconds = round(self._result.seconds + time.perf_counter() - begun, 3)
-        return Outcome(result=replace(self._result, input=self.task.source, output=self.task.target, seconds=seconds))
+        return Outcome(result=replace(self._result, seconds=seconds))
 
     def _say(self, line: str) -> None:
         self._note(_renamed(line, self._names))
@@ -201,6 +223,15 @@ class Attempt:
             yield
         except InputError as error:
             self._error = str(error)
+
+
+def _check_compare(model: TUDSR, job: Job, request: Request, path: Path) -> int:
+    """Refuse a comparison that could not be written; return the memory that it takes."""
+    header = read_header(job.source)
+    plan = model.plan(header.height, header.width, request)
+    check_size(path, *comparison_size(plan.height, plan.width))
+    check_folder(path.parent)
+    return comparison_bytes(plan.height, plan.width)
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

@@ -89,7 +89,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             seed: the run's seed, >= 0.
             length: number of samples.
             scales: how the ratio of ground truth to LQ is drawn, once per group.
-            degradation: a preset's name, a specification or a mix; None gives ground truth only.
+            degradation: a preset's name or a mix; None gives ground truth only.
             group: consecutive samples that share one LQ size (the batch size).
             cache_mb: memory for decoded photos, per process.
             p_down: probability that the photo is first reduced by a factor in [1/2, 1), as far as the crop still fits.
@@ -149,10 +149,14 @@ def _random_crop(pixels: Pixels, crop_px: int, p_down: float, rng: np.random.Gen
         side = round(crop_px / rng.uniform(max(0.5, crop_px / min(height, width)), 1.0))
     top = int(rng.integers(height - side + 1))
     left = int(rng.integers(width - side + 1))
-    square = pixels[top : top + side, left : left + side]
-    if side == crop_px:
+    return resized(pixels[top : top + side, left : left + side], crop_px)
+
+
+def resized(square: Pixels, side: int) -> Pixels:
+    """Bring a square to a side by Lanczos; itself where it has that."""
+    if len(square) == side:
         return square
-    return np.asarray(Image.fromarray(square).resize((crop_px, crop_px), Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def draw_symmetry(rng: np.random.Generator) -> tuple[int, bool]:
@@ -186,7 +190,7 @@ class ValidationSet(Dataset[dict[str, Any]]):
             paths: photos that have passed `check_photos`; those that are broken all the same are left out.
             crop_px: side of the ground truth.
             scale: ratio of ground truth to LQ, >= 1.
-            degradation: a preset's name, a specification or a mix.
+            degradation: a preset's name or a mix.
             seed: seed of the degradation, >= 0.
 
         Raises:

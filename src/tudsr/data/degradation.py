@@ -116,7 +116,7 @@ PRESETS: dict[str, Degradation] = {
     ),
 }  # fmt: skip
 
-DegradationLike = str | Degradation | DegradationMix
+DegradationLike = str | DegradationMix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def draw_plan(preset: DegradationLike, rng: np.random.Generator) -> DegradationP
     """Draw every choice of one picture's degradation.
 
     Args:
-        preset: a preset's name, a specification or a mix (of which one preset is drawn).
+        preset: a preset's name or a mix (of which one preset is drawn).
         rng: source of every random number.
 
     Raises:
@@ -167,8 +167,6 @@ def draw_plan(preset: DegradationLike, rng: np.random.Generator) -> DegradationP
 
 
 def _resolve(preset: DegradationLike, rng: np.random.Generator) -> Degradation:
-    if isinstance(preset, Degradation):
-        return preset
     if isinstance(preset, DegradationMix):
         weights = np.array(list(preset.weights.values()))
         preset = str(rng.choice(list(preset.weights), p=weights / weights.sum()))
@@ -250,7 +248,7 @@ def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: 
         gt: (3, H, W) float32 RGB in [-1, 1].
         lq_h: rows of the LQ picture.
         lq_w: columns of the LQ picture.
-        preset: a preset's name, a specification or a mix.
+        preset: a preset's name or a mix.
         seed: the run's seed, >= 0.
         index: the sample's index, >= 0.
 
@@ -261,32 +259,3 @@ def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: 
         ConfigError: when the name is not a preset.
     """
     return apply_plan(gt, lq_h, lq_w, draw_plan(preset, np.random.default_rng((seed, index))))
-
-
-def degrade_batch(
-    gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: int, indices: list[int]
-) -> Tensor:
-    """Degrade a batch on its device; sample i equals `degrade(gt[i], index=indices[i])`.
-
-    The samples pass one after the other, since every one has its own intermediate sizes.
-
-    Args:
-        gt: (B, 3, H, W) float32 RGB in [-1, 1].
-        lq_h: rows of the LQ pictures.
-        lq_w: columns of the LQ pictures.
-        preset: a preset's name, a specification or a mix.
-        seed: the run's seed, >= 0.
-        indices: B sample indices, >= 0.
-
-    Returns:
-        (B, 3, lq_h, lq_w) float32 in [-1, 1].
-
-    Raises:
-        ConfigError: when the name is not a preset.
-    """
-    return torch.stack(
-        [
-            degrade(one, lq_h, lq_w, preset=preset, seed=seed, index=index)
-            for one, index in zip(gt, indices, strict=True)
-        ]
-    )

@@ -5,13 +5,11 @@ from it.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from tudsr.data.dataset import PhotoDataset, Scales, augmented, draw_symmetry, to_tensor
+from tudsr.data.dataset import PhotoDataset, Scales, augmented, draw_symmetry, resized, to_tensor
 from tudsr.data.photos import PhotoStore, Pixels, find_photos
 from tudsr.errors import DataError, InputError
 from tudsr.image_spool import read_header
@@ -47,8 +45,7 @@ class PairDataset(PhotoDataset):
         partners = [lq[path.stem] for path in gt]
         lq_sizes = [_size(path) for path in partners]
         self.ratio = _common_ratio(gt, lq_sizes)
-        lowest = min((*scales.fixed, *(scales.uniform or ())))
-        _check_large_enough(partners, lq_sizes, max(-(-crop_px // self.ratio), round(crop_px / lowest)))
+        _check_large_enough(partners, lq_sizes, max(-(-crop_px // self.ratio), round(crop_px / scales.least)))
         super().__init__(gt, crop_px=crop_px, seed=seed, length=length, scales=scales, group=group, cache_mb=0)
         self._store = self._pairs = _PairStore(gt, partners, crop_px, cache_mb)
 
@@ -57,11 +54,12 @@ class PairDataset(PhotoDataset):
         region = max(side, -(-self.crop_px // self.ratio))  # in LQ pixels
         top, left = (int(rng.integers(length - region + 1)) for length in lq.shape[:2])
         turns, mirror = draw_symmetry(rng)
-        cut = {
-            "gt": (_square(pixels, top * self.ratio, left * self.ratio, region * self.ratio), self.crop_px),
-            "lq": (_square(lq, top, left, region), side),
-        }
-        return {key: to_tensor(augmented(_resized(part, px), turns, mirror)) for key, (part, px) in cut.items()}
+        found = {}
+        for key, picture, ratio, px in (("gt", pixels, self.ratio, self.crop_px), ("lq", lq, 1, side)):
+            y, x, length = (ratio * one for one in (top, left, region))
+            square = resized(picture[y : y + length, x : x + length], px)
+            found[key] = to_tensor(augmented(square, turns, mirror))
+        return found
 
 
 class _PairStore(PhotoStore):
@@ -107,13 +105,3 @@ def _size(path: Path) -> tuple[int, int]:
     except InputError as error:
         raise DataError(str(error)) from error
     return header.width, header.height
-
-
-def _square(pixels: Pixels, top: int, left: int, side: int) -> Pixels:
-    return pixels[top : top + side, left : left + side]
-
-
-def _resized(square: Any, side: int) -> Pixels:
-    if square.shape[0] == side:
-        return square
-    return np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.LANCZOS))

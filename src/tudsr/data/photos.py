@@ -21,10 +21,6 @@ PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", "
 Pixels = NDArray[np.uint8]
 
 
-class PhotoDecodeError(Exception):
-    """A photo that cannot be decoded; internal to the data sets, which skip and count it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PhotoReport:
     """What `check_photos` sorted out."""
@@ -142,12 +138,9 @@ def decode_photo(path: Path) -> Pixels:
         (H, W, 3) uint8; of 16 bits the upper eight.
 
     Raises:
-        PhotoDecodeError: when the file is gone, broken or not a photo.
+        InputError: when the file is gone, broken or not a photo.
     """
-    try:
-        values = decode_file(path).values
-    except InputError as error:
-        raise PhotoDecodeError(str(error).removesuffix(".")) from error
+    values = decode_file(path).values
     if values.dtype == np.uint16:
         values = (values >> 8).astype(np.uint8)
     colours = values[..., : 3 if values.shape[2] > 2 else 1]
@@ -175,10 +168,10 @@ class PhotoStore:
         try:
             pixels = decode_photo(path)
             if min(pixels.shape[:2]) < self._min_side_px:
-                raise PhotoDecodeError(f"{path}: smaller than its header says")
-        except PhotoDecodeError as error:
+                raise InputError(f"{path}: smaller than its header says.")
+        except InputError as error:
             self.broken.add(path)
-            warnings.warn(f"{error}; skipped", stacklevel=2)
+            warnings.warn(f"{str(error).removesuffix('.')}; skipped", stacklevel=2)
             return None
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes

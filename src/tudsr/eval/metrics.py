@@ -17,6 +17,7 @@ from tudsr.errors import InputError
 from tudsr.eval.niqe import niqe
 from tudsr.eval.seams import SeamReport, seam_index
 from tudsr.perceptual.dists import Dists
+from tudsr.perceptual.features import Distance
 from tudsr.perceptual.lpips import Lpips
 from tudsr.resize import downsample
 from tudsr.windows import WindowGrid
@@ -39,9 +40,9 @@ class Metric:
 
     name: str
     direction: Literal["higher", "lower"]
-    range: tuple[float, float]
-    color_space: str
-    reference: Literal["gt", "lq", "none", "model", "set"]
+    range: tuple[float, float] = (0.0, float("inf"))
+    color_space: str = "RGB"
+    reference: Literal["gt", "lq", "none", "model", "set"] = "gt"
     source: str
     load: Callable[[Path | None], MetricFn]
     border_px: int = 0
@@ -102,13 +103,12 @@ def psnr(x: Tensor, y: Tensor, peak: float) -> float:
     return float(10 * torch.log10(peak**2 / error))
 
 
-def ssim(x: Tensor, y: Tensor, peak: float = 255.0, clip_structure: bool = False) -> float:
+def ssim(x: Tensor, y: Tensor, clip_structure: bool = False) -> float:
     """Return the structural similarity, averaged over the pixels whose whole window lies inside.
 
     Args:
-        x: one channel, (1, 1, H, W), sides at least 11.
+        x: one channel, (1, 1, H, W), of a value span of 255, sides at least 11.
         y: same shape.
-        peak: the value span.
         clip_structure: raise negative structure terms to 0, as pyiqa does.
 
     Raises:
@@ -125,7 +125,7 @@ def ssim(x: Tensor, y: Tensor, peak: float = 255.0, clip_structure: bool = False
         return F.conv2d(F.conv2d(values, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
 
     x, y = x.double(), y.double()
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     x_mean, y_mean = blurred(x), blurred(y)
     x_var = blurred(x * x) - x_mean**2
     y_var = blurred(y * y) - y_mean**2
@@ -137,58 +137,52 @@ def ssim(x: Tensor, y: Tensor, peak: float = 255.0, clip_structure: bool = False
     return float((luminance * structure).mean())
 
 
-def _checked(sr: Tensor, reference: Tensor | None, name: str) -> Tensor:
+def _checked(sr: Tensor, reference: Tensor, name: str) -> Tensor:
     """Return the reference, of the same shape as sr; one picture only."""
-    if reference is None:
-        raise InputError(f"{name}: a reference picture is needed and none was given.")
     if sr.shape != reference.shape or sr.ndim != 4 or len(sr) != 1:
         came = f"{tuple(sr.shape)} and {tuple(reference.shape)}"
         raise InputError(f"{name}: two tensors of one shape (1, 3, H, W) are expected, not {came}.")
     return reference
 
 
-def _psnr_y(sr: Tensor, gt: Tensor | None) -> float:
+def _psnr_y(sr: Tensor, gt: Tensor) -> float:
     return psnr(luma_studio(sr), luma_studio(_checked(sr, gt, "psnr")), 255.0)
 
 
-def _ssim_y(sr: Tensor, gt: Tensor | None) -> float:
+def _ssim_y(sr: Tensor, gt: Tensor) -> float:
     return ssim(luma_studio(sr), luma_studio(_checked(sr, gt, "ssim")))
 
 
-def _ssim_pyiqa(sr: Tensor, gt: Tensor | None) -> float:
+def _ssim_pyiqa(sr: Tensor, gt: Tensor) -> float:
     gt = _checked(sr, gt, "ssim_pyiqa")
     return ssim(luma_studio(sr).round(), luma_studio(gt).round(), clip_structure=True)
 
 
-def _niqe(sr: Tensor, reference: Tensor | None) -> float:
+def _niqe(sr: Tensor, reference: None) -> float:
     return niqe(luma_full(sr)[0, 0])
 
 
-def _lr_consistency(sr: Tensor, lq: Tensor | None) -> float:
-    if lq is None:
-        raise InputError("lr_consistency: the input picture is needed and none was given.")
+def _lr_consistency(sr: Tensor, lq: Tensor) -> float:
     return psnr(downsample(sr, *lq.shape[-2:]), lq, 2.0)
 
 
-def _seams(sr: Tensor, run: ShiftedRun | None) -> float:
+def _seams(sr: Tensor, run: ShiftedRun) -> float:
     return _seam_report(run).gradient_ratio
 
 
-def _seam_step(sr: Tensor, run: ShiftedRun | None) -> float:
+def _seam_step(sr: Tensor, run: ShiftedRun) -> float:
     return _seam_report(run).step_ratio
 
 
-def _seam_report(run: ShiftedRun | None) -> SeamReport:
-    if run is None:
-        raise InputError("seams: two runs of the model are needed, and these outputs are not a model's.")
+def _seam_report(run: ShiftedRun) -> SeamReport:
     return seam_index(run.plain, run.shifted, run.grid, run.shifted_grid)
 
 
-def _network(name: str, net: Lpips | Dists) -> MetricFn:
+def _network(name: str, net: Distance) -> MetricFn:
     """Wrap a distance network, which follows the picture's device; the last true picture's maps serve all methods."""
     kept: list[tuple[Tensor, list[Tensor]]] = []
 
-    def measure(sr: Tensor, gt: Tensor | None) -> float:
+    def measure(sr: Tensor, gt: Tensor) -> float:
         gt = _checked(sr, gt, name)
         net.to(sr.device)
         with torch.no_grad():
@@ -205,9 +199,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="psnr",
             direction="higher",
-            range=(0.0, float("inf")),
             color_space="Y, BT.601 studio swing",
-            reference="gt",
             source="BasicSR's psnr on Y; pyiqa's with test_y_channel=True, color_space='ycbcr'; dB",
             load=lambda weights_dir: _psnr_y,
         ),
@@ -216,7 +208,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(-1.0, 1.0),
             color_space="Y, BT.601 studio swing",
-            reference="gt",
             source="Wang et al. 2004, as in BasicSR: Gaussian window 11x11, sigma 1.5, no padding",
             load=lambda weights_dir: _ssim_y,
         ),
@@ -225,7 +216,6 @@ METRICS: dict[str, Metric] = {
             direction="higher",
             range=(0.0, 1.0),
             color_space="Y, BT.601 studio swing, rounded",
-            reference="gt",
             source="pyiqa's ssim with test_y_channel=True, color_space='ycbcr', which the papers report: as ssim, on "
             "whole luma levels, negative structure set to 0",
             load=lambda weights_dir: _ssim_pyiqa,
@@ -233,9 +223,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="lpips",
             direction="lower",
-            range=(0.0, float("inf")),
-            color_space="RGB",
-            reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on AlexNet",
             network="alexnet",
             load=lambda weights_dir: _network("lpips", Lpips("alex").load(weights_dir)),
@@ -243,9 +230,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="lpips_vgg",
             direction="lower",
-            range=(0.0, float("inf")),
-            color_space="RGB",
-            reference="gt",
             source="Zhang et al. 2018, LPIPS v0.1 on VGG16",
             network="vgg16",
             load=lambda weights_dir: _network("lpips_vgg", Lpips("vgg").load(weights_dir)),
@@ -254,8 +238,6 @@ METRICS: dict[str, Metric] = {
             name="dists",
             direction="lower",
             range=(0.0, 2.0),
-            color_space="RGB",
-            reference="gt",
             source="Ding et al. 2020, at the pictures' own size",
             network="vgg16",
             load=lambda weights_dir: _network("dists", Dists().load(weights_dir)),
@@ -263,7 +245,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="niqe",
             direction="lower",
-            range=(0.0, float("inf")),
             color_space="Y, BT.601 full swing, rounded",
             reference="none",
             source="Mittal et al. 2013; blocks of 96x96, two scales",
@@ -272,8 +253,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="lr_consistency",
             direction="higher",
-            range=(0.0, float("inf")),
-            color_space="RGB",
             reference="lq",
             source="ours: PSNR between the output, brought down by antialiased bicubic, and the input; dB",
             load=lambda weights_dir: _lr_consistency,
@@ -281,8 +260,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="seams",
             direction="lower",
-            range=(0.0, float("inf")),
-            color_space="RGB",
             reference="model",
             source="ours: the seam index's gradient_ratio, see eval/seams.py; 1 is no seam",
             load=lambda weights_dir: _seams,
@@ -290,8 +267,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="seam_step",
             direction="lower",
-            range=(0.0, float("inf")),
-            color_space="RGB",
             reference="model",
             source="ours: the seam index's step_ratio, what a low-pass of 16 px leaves; not of pictures without room",
             load=lambda weights_dir: _seam_step,

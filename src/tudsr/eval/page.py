@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tudsr.checkpoint import write_text
-from tudsr.errors import InputError
 from tudsr.eval.page_pictures import page_pictures
 
 _TAKEN_OVER = ("tudsr", "commit", "created", "machine", "scale", "config", "metrics", "methods", "skipped", "ablation")
@@ -32,12 +31,7 @@ def write_page(results: dict[str, Any], report_dir: Path, *, max_pictures: int =
 
     Returns:
         The path of index.html; it appears whole or not at all.
-
-    Raises:
-        InputError: when `max_pictures` is negative.
     """
-    if max_pictures < 0:
-        raise InputError(f"A page with {max_pictures} pictures cannot be made; 0 or more are accepted.")
     path = report_dir / "index.html"
     write_text(path, render(page_data(results, report_dir, max_pictures)))
     return path

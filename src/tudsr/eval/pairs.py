@@ -9,7 +9,7 @@ from torch import Tensor
 from tudsr.data.photos import PHOTO_SUFFIXES, find_photos
 from tudsr.errors import InputError
 from tudsr.image import read_picture
-from tudsr.resize import crop, output_size
+from tudsr.resize import output_size
 
 SECONDS_JSON = "seconds.json"
 """What each output in a folder took, see `methods.foreign`: the one file beside pictures that goes without saying."""
@@ -40,14 +40,10 @@ class Loaded:
     Attributes:
         lq: (1, 3, h, w) float32 in [-1, 1].
         gt: (1, 3, H, W) float32 in [-1, 1], H and W being those of an output; or None.
-        height: rows of an output, in pixels.
-        width: columns of an output, in pixels.
     """
 
     lq: Tensor
     gt: Tensor | None
-    height: int
-    width: int
 
 
 def find_pairs(
@@ -150,9 +146,9 @@ def read_pair(pair: Pair, scale: float) -> Loaded:
         InputError: when one cannot be read, or their sizes differ by more than that.
     """
     lq = read_picture(pair.lq).pixels
-    height, width = output_size(lq.shape[-2], lq.shape[-1], scale)
     if pair.gt is None:
-        return Loaded(lq=lq, gt=None, height=height, width=width)
+        return Loaded(lq=lq, gt=None)
+    height, width = output_size(lq.shape[-2], lq.shape[-1], scale)
     gt = read_picture(pair.gt).pixels
     excess = gt.shape[-2] - height, gt.shape[-1] - width
     if min(excess) < 0 or max(excess) >= scale:
@@ -160,7 +156,7 @@ def read_pair(pair: Pair, scale: float) -> Loaded:
             f"differs in size: {pair.gt} has {gt.shape[-1]}x{gt.shape[-2]} px, and x{scale:g} of "
             f"{lq.shape[-1]}x{lq.shape[-2]} px makes {width}x{height}"
         )
-    return Loaded(lq=lq, gt=crop(gt, height, width), height=height, width=width)
+    return Loaded(lq=lq, gt=gt[..., :height, :width])
 
 
 def read_output(path: Path, height: int, width: int) -> Tensor:

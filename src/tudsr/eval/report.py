@@ -1,6 +1,5 @@
 """Measure methods side by side and write what came out: results.json, results.csv, index.html."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -119,8 +118,6 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
 
 def _check(config: EvalConfig) -> None:
     """Refuse wishes that contradict each other, before anything is loaded."""
-    if not math.isfinite(config.scale):
-        raise InputError(f"--scale {config.scale}: a finite number of at least 1 is expected.")
     if BICUBIC in config.outputs:
         raise InputError(f"--outputs {BICUBIC}=…: this name is taken by what everything is compared to.")
     scales = sorted({request.scale for request in ABLATION.values() if request.scale is not None})

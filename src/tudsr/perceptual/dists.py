@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
 from torch import Tensor, nn
 
-from tudsr.perceptual.features import Vgg16Features
+from tudsr.perceptual.features import Distance, Vgg16Features
 from tudsr.perceptual.fused import ChannelMoments, L2Pool
 from tudsr.perceptual.weights import load_table
 
@@ -35,8 +35,8 @@ def texture_and_structure(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return texture, structure
 
 
-class Dists(nn.Module):
-    """DISTS on VGG16 with L2-pooling; frozen, and random until `load` is called.
+class Dists(Distance):
+    """DISTS on VGG16 with L2-pooling, for sides from 16 px; frozen, and random until `load` is called.
 
     Args:
         dtype: of the convolutions; the statistics are always float32.
@@ -67,23 +67,6 @@ class Dists(nn.Module):
         """
         self.features.load(weights_dir)
         return self
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Measure the distance; the gradient flows to x only.
-
-        Args:
-            x: pictures, (B, 3, H, W), float, [-1, 1], sides at least 16 px.
-            y: reference pictures, same shape.
-
-        Returns:
-            (B,) float32, 0 for equal pictures, below about 1.
-
-        Raises:
-            InputError: when a side is below 16 px.
-        """
-        with torch.no_grad():
-            y_maps = self.maps(y)
-        return self.distance(self.maps(x), y_maps)
 
     def distance(self, x_maps: list[Tensor], y_maps: list[Tensor]) -> Tensor:
         """Return the distance of pictures, (B,), by their maps."""

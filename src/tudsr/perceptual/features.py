@@ -143,3 +143,32 @@ class AlexNetFeatures(FrozenConvs):
             h = F.relu(conv(h), inplace=True)
             features.append(h)
         return features
+
+
+class Distance(nn.Module):
+    """A distance of pictures by feature maps; subclasses say by which (`maps`), and how these compare (`distance`)."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Measure the distance; the gradient flows to x only.
+
+        Args:
+            x: pictures, (B, 3, H, W), float, [-1, 1].
+            y: reference pictures, same shape.
+
+        Returns:
+            (B,) float32, 0 for equal pictures.
+
+        Raises:
+            InputError: when a side is too small for the network.
+        """
+        with torch.no_grad():
+            y_maps = self.maps(y)
+        return self.distance(self.maps(x), y_maps)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return what `distance` compares of pictures, (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def distance(self, x_maps: list[Tensor], y_maps: list[Tensor]) -> Tensor:
+        """Return the distance of pictures, (B,), by their maps."""
+        raise NotImplementedError

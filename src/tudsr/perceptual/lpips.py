@@ -4,25 +4,21 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tudsr.errors import ConfigError
-from tudsr.perceptual.features import AlexNetFeatures, FrozenConvs, Vgg16Features
+from tudsr.perceptual.features import AlexNetFeatures, Distance, FrozenConvs, Vgg16Features
 from tudsr.perceptual.weights import load_table
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
-class Lpips(nn.Module):
+class Lpips(Distance):
     """LPIPS v0.1 on AlexNet or VGG16; frozen, and random until `load` is called.
 
     Args:
-        net: "alex" (the metric that papers report) or "vgg".
+        net: "alex" (the metric that papers report; sides from 32 px) or "vgg" (16 px).
         dtype: of the convolutions; distances are always float32.
-
-    Raises:
-        ConfigError: for another net.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018, equation (1).
     """
@@ -32,8 +28,6 @@ class Lpips(nn.Module):
 
     def __init__(self, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if net not in ("alex", "vgg"):
-            raise ConfigError(f"LPIPS: {net!r} is not a known net; known ones: alex, vgg.")
         self.features: FrozenConvs = AlexNetFeatures(dtype) if net == "alex" else Vgg16Features(dtype=dtype)
         for key, value in load_table(f"lpips_{net}_lin").items():
             self.register_buffer(key.replace(".weight", ""), value)  # lin0 ... lin4, (1, C, 1, 1)
@@ -48,23 +42,6 @@ class Lpips(nn.Module):
         """
         self.features.load(weights_dir)
         return self
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Measure the distance; the gradient flows to x only.
-
-        Args:
-            x: pictures, (B, 3, H, W), float, [-1, 1], sides at least 32 px (alex) or 16 px (vgg).
-            y: reference pictures, same shape.
-
-        Returns:
-            (B,) float32, 0 for equal pictures.
-
-        Raises:
-            InputError: when a side is too small.
-        """
-        with torch.no_grad():
-            y_maps = self.maps(y)
-        return self.distance(self.maps(x), y_maps)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return what `distance` compares of pictures, (B, 3, H, W): the network's five maps."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tudsr.checkpoint import sha256_file
-from tudsr.errors import ConfigError, WeightsError
+from tudsr.errors import WeightsError
 
 ENV_VAR = "TUDSR_WEIGHTS"
 CACHE = Path("~/.cache/tudsr")
@@ -91,12 +91,10 @@ def find_weights(name: str, weights_dir: Path | None = None) -> Path | None:
         Path of a .safetensors or .pth file, or None when there is none.
 
     Raises:
-        ConfigError: for an unknown network.
         WeightsError: when a folder that was named does not exist.
     """
-    net = _net(name)
     for folder in _folders(weights_dir):
-        for candidate in (*net.safetensors, net.pth):
+        for candidate in (*NETS[name].safetensors, NETS[name].pth):
             path = folder / candidate
             if path.is_file():
                 return path
@@ -114,10 +112,9 @@ def load_convs(name: str, weights_dir: Path | None = None) -> dict[str, Tensor]:
         float32 tensors under conv0.weight, conv0.bias, conv1.weight, ...
 
     Raises:
-        ConfigError: for an unknown network.
         WeightsError: when the file is damaged, or is missing and cannot be fetched.
     """
-    net = _net(name)
+    net = NETS[name]
     path = find_weights(name, weights_dir) or _fetch(name)
     state = _read_pth(path, net) if path.suffix == ".pth" else _read_safetensors(path)
     keys = {f"conv{i}.{kind}" for i in range(len(net.indices)) for kind in ("weight", "bias")}
@@ -125,12 +122,6 @@ def load_convs(name: str, weights_dir: Path | None = None) -> dict[str, Tensor]:
     if missing:
         raise WeightsError(f"{path}: {missing[0]!r} is missing; a file with {name}'s convolutions is expected.")
     return {key: state[key].float() for key in keys}
-
-
-def _net(name: str) -> PublishedNet:
-    if name not in NETS:
-        raise ConfigError(f"{name!r} is not a known feature network; known ones: {', '.join(sorted(NETS))}.")
-    return NETS[name]
 
 
 def _folders(weights_dir: Path | None) -> list[Path]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tudsr.errors import InputError
 from tudsr.tiling import blend_dtype, extract, share_of, tiled
 from tudsr.windows import Window, WindowGrid
 
@@ -84,7 +83,6 @@ def exact_loop(
     *,
     crop_loss: LossFn | None = None,
     crops: Sequence[Window] = (),
-    batch: int = 1,
     backward: Backward = torch.Tensor.backward,
 ) -> ChunkResult:
     """Back-propagate through the whole tiled generator with one window's graph at a time (variant B).
@@ -101,7 +99,6 @@ def exact_loop(
         grid: overlapping windows, from `plan_windows`.
         crop_loss: (sr crop, gt crop) -> scalar for large loss networks; its mean over `crops` is added.
         crops: where crop_loss looks, in picture pixels, from `straddling_crops`; one graph at a time.
-        batch: windows per call of generate in pass 1, which keeps no graph.
         backward: called once per window, e.g. `accelerator.backward`.
 
     Returns:
@@ -110,7 +107,7 @@ def exact_loop(
     Source: METHOD, «The looped chunks, twice», B.
     """
     with torch.no_grad():
-        sr = tiled(generate, y, grid, batch)
+        sr = tiled(generate, y, grid)
     # Under autocast, weights cast in pass 1 are cached without a graph on some versions of torch.
     torch.clear_autocast_cache()
     gradient, losses = _picture_gradient(sr, gt, picture_loss, crop_loss, crops)
@@ -133,20 +130,14 @@ def straddling_crops(grid: WindowGrid, crop_px: int, count: int, rng: np.random.
 
     Args:
         grid: the windows of the picture.
-        crop_px: the crops' side, in pixels, from 2.
+        crop_px: the crops' side, in pixels, from 2 to the picture's.
         count: how many.
         rng: source of randomness; seed it by (seed, step) so that the draw does not depend on workers.
 
     Returns:
         Windows in the picture's own pixels, as `exact_loop` takes them.
-
-    Raises:
-        InputError: when a crop is larger than the picture.
     """
-    if not 2 <= crop_px <= min(grid.height, grid.width):
-        raise InputError(
-            f"Crops of {crop_px} px do not fit a {grid.width}x{grid.height} px picture, or are below 2 px."
-        )
+    assert 2 <= crop_px <= min(grid.height, grid.width), "settings see to that"
     rows = [("y", at) for at in grid.seams_y if 0 < at < grid.height]
     columns = [("x", at) for at in grid.seams_x if 0 < at < grid.width]
     seams = rows + columns

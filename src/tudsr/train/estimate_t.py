@@ -16,7 +16,7 @@ from tudsr.checkpoint import atomic_path, write_text
 from tudsr.data.dataset import ValidationSet
 from tudsr.data.degradation import PRESETS
 from tudsr.data.photos import check_photos, find_photos
-from tudsr.errors import ConfigError, DataError
+from tudsr.errors import ConfigError
 from tudsr.folder import load_model
 from tudsr.stage import Stage
 
@@ -94,13 +94,8 @@ def match_snr(backbone: Backbone, pairs: list[tuple[Tensor, Tensor]]) -> Estimat
 
     Args:
         backbone: whose latent space and schedule count.
-        pairs: (gt (1, 3, H, W), lq (1, 3, h, w)) in [-1, 1].
-
-    Raises:
-        DataError: without pairs.
+        pairs: (gt (1, 3, H, W), lq (1, 3, h, w)) in [-1, 1], at least one.
     """
-    if not pairs:
-        raise DataError("no pictures to estimate t from; a folder of photos is expected.")
     snr, power = [], []
     for gt, lq in pairs:
         z = backbone.encode(gt).double()

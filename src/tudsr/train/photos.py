@@ -31,8 +31,6 @@ def select_photos(config: TrainConfig) -> RunPhotos:
     names = {path: path.relative_to(config.data).as_posix() for path in found}
     named = [path for path, name in names.items() if not any(part in name for part in config.exclude)]
     usable, report = check_photos(named, max(config.crop_px, config.val_crop_px or 0))
-    if not config.val_count:
-        return RunPhotos(training=usable, validation=[], report=report)
     if len(usable) <= config.val_count:
         raise DataError(
             f"{config.data}: {len(usable)} usable photos, but val_count={config.val_count} are to be set aside; "

@@ -1,7 +1,7 @@
 """DiffAugment: differentiable augmentation of what a discriminator sees."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name torch's own documentation uses)
@@ -11,11 +11,9 @@ from tudsr.errors import ConfigError
 
 SHIFT = 0.125
 CUTOUT = 0.5
-DRAWS = 7
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentParams:
+class AugmentParams(NamedTuple):
     """One draw of the augmentation for a batch: (B,) tensors of uniform numbers in [0, 1), float64, on the CPU.
 
     They do not depend on the pictures' size, dtype or device, so one draw may be applied to real and fake alike.
@@ -40,17 +38,9 @@ def draw_params(batch: int, generator: torch.Generator) -> AugmentParams:
         batch: number of pictures, B.
         generator: source of randomness; on any device.
     """
-    shape = (batch, DRAWS)
-    values = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device).cpu().T  # (DRAWS, B)
-    return AugmentParams(
-        brightness=values[0],
-        saturation=values[1],
-        contrast=values[2],
-        shift_y=values[3],
-        shift_x=values[4],
-        cut_y=values[5],
-        cut_x=values[6],
-    )
+    shape = (batch, len(AugmentParams._fields))
+    values = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return AugmentParams(*values.cpu().T)
 
 
 def color(x: Tensor, params: AugmentParams) -> Tensor:
