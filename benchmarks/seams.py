@@ -2,8 +2,9 @@
 
     python benchmarks/seams.py --photos ../shared/data/test/kodak --scale 4 --tile-px 256 --overlap-px 16 32 64
 
-Two runs of each picture, their grids half a tile apart; pictures of one size are pooled. Quality beside it: DISTS
-between the run in small windows and the run in the model's own, which is what the windows cost.
+Two runs of each picture, their grids half a tile apart; pictures of one size are pooled. Beside the ratios stands how
+large the changes at borders are, in levels of 255, and DISTS between these windows and the model's own: what the
+windows cost. --tile-px 0 takes the model's own windows, with its own and the given overlaps.
 """
 
 import argparse
@@ -14,7 +15,6 @@ from typing import Any
 import machine
 import torch
 
-from tudsr.config import WindowRange
 from tudsr.data.degradation import degrade
 from tudsr.data.photos import find_photos
 from tudsr.eval.seams import seam_index
@@ -27,9 +27,8 @@ from tudsr.windows import half_tile_px, plan_windows
 
 def measure(model: TUDSR, inputs: list[Picture], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
     """Return the pooled seam index of one setting; all inputs have one size."""
-    stride = model.config.windows.stride_px
-    own = WindowRange(min_px=tile_px, max_px=tile_px, stride_px=stride, overlap_px=overlap_px)
-    base = Request(scale=scale, tile_px=tile_px, overlap_px=overlap_px)
+    base = Request(scale=scale, tile_px=tile_px or None, overlap_px=overlap_px)
+    own = base.windows(model.config.windows)
     outs: dict[str, list[torch.Tensor]] = {"plain": [], "shifted": [], "whole": []}
     for picture in inputs:
         height, width = (round(side * scale) for side in (picture.height, picture.width))
@@ -47,10 +46,11 @@ def measure(model: TUDSR, inputs: list[Picture], scale: float, tile_px: int, ove
     with torch.no_grad():
         cost = torch.cat([dists(a[None], b[None]) for a, b in zip(plain, whole, strict=True)]).mean().item()
     return {
-        "tile_px": tile_px, "overlap_px": overlap_px, "windows": len(grids[0].windows),
-        "gradient_ratio": round(report.gradient_ratio, 4),
+        "tile_px": [grids[0].window_w, grids[0].window_h], "overlap_px": overlap_px, "windows": len(grids[0].windows),
+        "gradient_ratio": round(report.gradient_ratio, 4), "gradient_8bit": round(report.gradient * 127.5, 4),
         # none where no place is far enough from borders
         "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),
+        "step_8bit": None if math.isnan(report.step) else round(report.step * 127.5, 4),
         "mean_abs_difference_8bit": round((plain - shifted).abs().mean().item() * 127.5, 4),
         "dists_to_own_windows": round(cost, 5),
     }  # fmt: skip

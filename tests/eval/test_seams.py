@@ -45,6 +45,10 @@ def test_clean_pairs_are_near_one():
     report = seam_index(scene + noise(1), scene + noise(2), GRID_A, GRID_B)
     assert report.gradient_ratio == pytest.approx(1, abs=0.02)
     assert report.step_ratio == pytest.approx(1, abs=0.1)
+    # the difference of neighbours is the sum of four independent normal values of sigma 0.1
+    assert report.gradient == pytest.approx(0.2 * math.sqrt(2 / math.pi), rel=0.02)
+    louder = seam_index(3 * (scene + noise(1)), 3 * (scene + noise(2)), GRID_A, GRID_B)
+    assert (louder.gradient, louder.step) == pytest.approx((3 * report.gradient, 3 * report.step), rel=1e-3)
 
 
 def test_equal_outputs_have_no_seam():

@@ -35,10 +35,15 @@ class SeamReport:
             middles of the overlaps, over the mean of the lines more than 16 px away from all of them; lines within
             64 px of the picture's edge, which the Gaussian reaches over, are left out. NaN where no line is left of
             either kind. A picture holds few independent samples of it: pool several.
+        gradient: that mean at the borders by itself, in the pictures' own range.
+        step: likewise; NaN as above. A ratio says nothing of size: where the windows are large, the runs are nearly
+            equal far from borders.
     """
 
     gradient_ratio: float
     step_ratio: float
+    gradient: float
+    step: float
 
 
 def seam_index(a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> SeamReport:
@@ -76,7 +81,10 @@ def seam_index(a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> 
     gradient_ratio = gradient.ratio()
     if math.isnan(gradient_ratio):
         raise InputError(f"No window border lies inside a picture of {grid_a.width}x{grid_a.height} px.")
-    return SeamReport(gradient_ratio=gradient_ratio, step_ratio=step.ratio())
+    return SeamReport(
+        gradient_ratio=gradient_ratio, step_ratio=step.ratio(),
+        gradient=_mean(gradient.at_borders), step=_mean(step.at_borders),
+    )  # fmt: skip
 
 
 class _Lines:
