@@ -17,36 +17,27 @@ import torch
 
 from tudsr.data.degradation import degrade
 from tudsr.data.photos import find_photos
+from tudsr.eval.methods import shifted_run
 from tudsr.eval.seams import seam_index
 from tudsr.image import Picture, read_picture
 from tudsr.perceptual.dists import Dists
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
-from tudsr.windows import half_tile_px, plan_windows
 
 
-def measure(model: TUDSR, inputs: list[Picture], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
-    """Return the pooled seam index of one setting; all inputs have one size."""
-    base = Request(scale=scale, tile_px=tile_px or None, overlap_px=overlap_px)
-    own = base.windows(model.config.windows)
-    outs: dict[str, list[torch.Tensor]] = {"plain": [], "shifted": [], "whole": []}
-    for picture in inputs:
-        height, width = (round(side * scale) for side in (picture.height, picture.width))
-        shift = half_tile_px(height, width, own)
-        requests = {
-            "plain": base,
-            "shifted": base.model_copy(update={"shift_px": shift}),
-            "whole": Request(scale=scale),
-        }
-        for key, request in requests.items():
-            outs[key].append(model.upscale_picture(picture, request).pixels)
-    grids = plan_windows(height, width, own), plan_windows(height, width, own, shift)
-    plain, shifted, whole = (torch.cat(outs[key]) for key in ("plain", "shifted", "whole"))
-    report = seam_index(plain, shifted, *grids)
+def measure(model: TUDSR, inputs: list[torch.Tensor], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
+    """Return the pooled seam index of one setting; all inputs, (1, 3, h, w), have one size."""
+    request = Request(scale=scale, tile_px=tile_px or None, overlap_px=overlap_px)
+    runs = [shifted_run(model, lq, request) for lq in inputs]
+    plain, shifted = (torch.cat([getattr(run, key) for run in runs]) for key in ("plain", "shifted"))
+    whole = torch.cat([model.upscale_picture(Picture(pixels=lq), Request(scale=scale)).pixels for lq in inputs])
+    grid = runs[0].grid
+    report = seam_index(plain, shifted, grid, runs[0].shifted_grid)
     with torch.no_grad():
         cost = torch.cat([dists(a[None], b[None]) for a, b in zip(plain, whole, strict=True)]).mean().item()
     return {
-        "tile_px": [grids[0].window_w, grids[0].window_h], "overlap_px": overlap_px, "windows": len(grids[0].windows),
+        "tile_px": [grid.window_w, grid.window_h], "overlap_px": overlap_px, "windows": len(grid.windows),
+        "shift_px": runs[0].shifted_grid.shift_px,
         "gradient_ratio": round(report.gradient_ratio, 4), "gradient_8bit": round(report.gradient * 127.5, 4),
         # none where no place is far enough from borders
         "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),
@@ -71,9 +62,7 @@ def main() -> None:
     truths = [read_picture(path).pixels[0] for path in find_photos(args.photos)[: args.limit]]
     truths = [gt for gt in truths if gt.shape == truths[0].shape]  # one size, so that they can be pooled
     height, width = (side // args.scale for side in truths[0].shape[-2:])
-    inputs = [
-        Picture(pixels=degrade(gt, height, width, preset="light", seed=0, index=i)[None]) for i, gt in enumerate(truths)
-    ]
+    inputs = [degrade(gt, height, width, preset="light", seed=0, index=i)[None] for i, gt in enumerate(truths)]
     rows = [
         measure(model, inputs, args.scale, tile, overlap, dists) for tile in args.tile_px for overlap in args.overlap_px
     ]

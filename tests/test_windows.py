@@ -106,6 +106,10 @@ def test_half_tile_shift_moves_every_border(height, width):
 
 def test_half_tile_is_half_the_step():
     assert half_tile_px(1024, 1024, WindowRange(min_px=512, max_px=640, stride_px=8, overlap_px=64)) == 240
+    # of the windows that are used, however small they might be
+    spec = WindowRange(min_px=64, max_px=1024, stride_px=16, overlap_px=32)
+    assert plan_windows(2048, 2048, spec).ys == (0, 672, 1344)
+    assert half_tile_px(2048, 2048, spec) == 336
 
 
 def test_visible_is_the_part_of_the_picture():
@@ -132,8 +136,8 @@ def test_chunks_cover_the_picture_once(side, n):
 def test_impossible_plans_are_refused():
     with pytest.raises(InputError, match="start at 1"):
         plan_windows(0, 5, SD21)
-    for shift in (-1, 512):
-        with pytest.raises(InputError, match="0 to 511"):
+    for shift in (-1, 608):
+        with pytest.raises(InputError, match="0 to 607 is less than a window"):
             plan_windows(600, 600, SD21, shift_px=shift)
     with pytest.raises(ConfigError, match="too large"):
         plan_windows(20, 20, WindowRange(min_px=8, max_px=8, stride_px=8, overlap_px=4))

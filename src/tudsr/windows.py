@@ -108,23 +108,23 @@ def plan_windows(height: int, width: int, window_range: WindowRange, shift_px: i
         height: rows of the picture, in pixels, from 1.
         width: columns of the picture, in pixels, from 1.
         window_range: the model's window sides and overlap.
-        shift_px: rows and columns of padding above and left of the picture, below min_px. The plan of the unshifted
-            picture is kept and goes on in its largest step as far as needed, so that every cut moves by the shift.
+        shift_px: rows and columns of padding above and left of the picture, less than a window. The plan of the
+            unshifted picture is kept and goes on in its largest step as far as needed, so that every cut moves by the shift.
             Should be a multiple of the model's latent factor: see `half_tile_px`.
 
     Returns:
         The grid, with the least canvas that holds its windows.
 
     Raises:
-        InputError: for a side below 1, or a shift outside [0, min_px).
+        InputError: for a side below 1, or a shift that is negative or as large as a window.
         ConfigError: when the overlap leaves no window side that advances.
     """
     if height < 1 or width < 1:
         raise InputError(f"A picture of {width}x{height} px cannot be cut into windows; sides start at 1 px.")
-    if not 0 <= shift_px < window_range.min_px:
-        raise InputError(f"shift_px is {shift_px}; 0 to {window_range.min_px - 1} (below min_px) is accepted.")
     window_h, ys = _plan_axis(height, window_range, shift_px)
     window_w, xs = _plan_axis(width, window_range, shift_px)
+    if not 0 <= shift_px < min(window_h, window_w):
+        raise InputError(f"shift_px is {shift_px}; 0 to {min(window_h, window_w) - 1} is less than a window.")
     return WindowGrid(height=height, width=width, window_h=window_h, window_w=window_w, ys=ys, xs=xs, shift_px=shift_px)
 
 
@@ -142,7 +142,7 @@ def half_tile_px(height: int, width: int, window_range: WindowRange) -> int:
     overlap, align = _overlap_and_align(window_range)
     grid = plan_windows(height, width, window_range)
     steps = (_step(grid.ys, grid.window_h, overlap), _step(grid.xs, grid.window_w, overlap))
-    return min(*steps, window_range.min_px) // 2 // align * align
+    return min(steps) // 2 // align * align
 
 
 def chunk_grid(side_px: int, n: int) -> WindowGrid:

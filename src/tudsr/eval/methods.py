@@ -167,7 +167,7 @@ def _runner(model: TUDSR, request: Request) -> Run:
 
 
 def shifted_run(model: TUDSR, lq: Tensor, request: Request) -> ShiftedRun:
-    """Run a model twice, the windows of the second run half a tile away.
+    """Run a model twice, the windows of the second run half a tile away: half of the smallest step of any pass.
 
     Args:
         model: loaded.
@@ -178,8 +178,8 @@ def shifted_run(model: TUDSR, lq: Tensor, request: Request) -> ShiftedRun:
         Both outputs and the last pass's grids, whose borders are the finest.
     """
     plan = model.plan(lq.shape[-2], lq.shape[-1], request)
-    windows = model.config.windows
-    shift = half_tile_px(plan.height, plan.width, windows)
+    windows = request.windows(model.config.windows)
+    shift = min(half_tile_px(step.height, step.width, windows) for step in plan.passes)
     moved = request.model_copy(update={"shift_px": shift})
     return ShiftedRun(
         plain=_runner(model, request)(lq),
