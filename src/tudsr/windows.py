@@ -109,8 +109,8 @@ def plan_windows(height: int, width: int, window_range: WindowRange, shift_px: i
         width: columns of the picture, in pixels, from 1.
         window_range: the model's window sides and overlap.
         shift_px: rows and columns of padding above and left of the picture, less than a window. The plan of the
-            unshifted picture is kept and goes on in its largest step as far as needed, so that every cut moves by the shift.
-            Should be a multiple of the model's latent factor: see `half_tile_px`.
+            unshifted picture is kept and goes on in its largest step as far as needed, so that every cut moves by the
+            shift. Should be a multiple of the model's latent factor: see `half_tile_px`.
 
     Returns:
         The grid, with the least canvas that holds its windows.
