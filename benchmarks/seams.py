@@ -4,7 +4,7 @@
 
 Two runs of each picture, their grids half a tile apart; pictures of one size are pooled. Beside the ratios stands how
 large the changes at borders are, in levels of 255, and DISTS between these windows and the model's own: what the
-windows cost. --tile-px 0 takes the model's own windows, with its own and the given overlaps.
+windows cost. --tile-px 0 takes the model's own windows, with the given overlaps.
 """
 
 import argparse

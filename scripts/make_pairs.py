@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tudsr.data.degradation import DegradationMix, degrade
-from tudsr.data.photos import PhotoDecodeError, decode_photo, find_photos, split_photos
+from tudsr.data.photos import decode_photo, find_photos, split_photos
+from tudsr.errors import InputError
 
 SIDE_PX = 512
 
@@ -74,7 +75,7 @@ def main() -> None:
     for photo, path in enumerate(paths):
         try:
             pixels = decode_photo(path)
-        except PhotoDecodeError as error:
+        except InputError as error:
             print(f"{error}; skipped", flush=True)
             continue
         for crop in range(args.crops):

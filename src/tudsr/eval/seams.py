@@ -36,8 +36,7 @@ class SeamReport:
             64 px of the picture's edge, which the Gaussian reaches over, are left out. NaN where no line is left of
             either kind. A picture holds few independent samples of it: pool several.
         gradient: that mean at the borders by itself, in the pictures' own range.
-        step: likewise; NaN as above. A ratio says nothing of size: where the windows are large, the runs are nearly
-            equal far from borders.
+        step: likewise; NaN as above.
     """
 
     gradient_ratio: float

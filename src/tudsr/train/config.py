@@ -185,10 +185,10 @@ class TrainConfig(Settings):
             ModelError: when the model is not there.
         """
         given = {} if file is None else read_object(file)
-        model, stage = (
-            given.get("model", "tiny") if model is None else model,
-            given.get("stage", 1) if stage is None else stage,
-        )
+        if model is None:
+            model = given.get("model", "tiny")
+        if stage is None:
+            stage = given.get("stage", 1)
         if not isinstance(model, str | Path) or type(stage) is not int:
             raise ConfigError(
                 f"{file}: model {model!r} and stage {stage!r} came; a name or folder and 0, 1 or 2 are accepted."
