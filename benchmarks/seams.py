@@ -2,14 +2,15 @@
 
     python benchmarks/seams.py --photos ../shared/data/test/kodak --scale 4 --tile-px 256 --overlap-px 16 32 64
 
-Two runs of each picture, their grids half a tile apart; pictures of one size are pooled. Beside the ratios stands how
-large the changes at borders are, in levels of 255, and DISTS between these windows and the model's own: what the
-windows cost. --tile-px 0 takes the model's own windows, with the given overlaps.
+Two runs of each picture, their grids half a tile apart; the lines of all pictures are pooled. Beside the ratios
+stands how large the changes at borders are, in levels of 255, and DISTS between windows asked for and the model's own:
+what they cost. --tile-px 0 takes the model's own windows, with the given overlaps.
 """
 
 import argparse
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import machine
@@ -18,7 +19,7 @@ import torch
 from tudsr.data.degradation import degrade
 from tudsr.data.photos import find_photos
 from tudsr.eval.methods import shifted_run
-from tudsr.eval.seams import seam_index
+from tudsr.eval.seams import SeamMeter
 from tudsr.image import Picture, read_picture
 from tudsr.perceptual.dists import Dists
 from tudsr.pipeline import TUDSR
@@ -26,24 +27,27 @@ from tudsr.request import Request
 
 
 def measure(model: TUDSR, inputs: list[torch.Tensor], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
-    """Return the pooled seam index of one setting; all inputs, (1, 3, h, w), have one size."""
+    """Return the seam index of one setting, pooled over the inputs, (1, 3, h, w) each."""
     request = Request(scale=scale, tile_px=tile_px or None, overlap_px=overlap_px)
-    runs = [shifted_run(model, lq, request) for lq in inputs]
-    plain, shifted = (torch.cat([getattr(run, key) for run in runs]) for key in ("plain", "shifted"))
-    whole = torch.cat([model.upscale_picture(Picture(pixels=lq), Request(scale=scale)).pixels for lq in inputs])
-    grid = runs[0].grid
-    report = seam_index(plain, shifted, grid, runs[0].shifted_grid)
-    with torch.no_grad():
-        cost = torch.cat([dists(a[None], b[None]) for a, b in zip(plain, whole, strict=True)]).mean().item()
+    meter, cost, difference, windows = SeamMeter(), [], [], []
+    for lq in inputs:
+        run = shifted_run(model, lq, request)
+        meter.add(run.plain, run.shifted, run.grid, run.shifted_grid)
+        difference.append((run.plain - run.shifted).abs().mean().item() * 127.5)
+        windows.append([len(run.grid.windows), run.grid.window_w, run.grid.window_h, run.shifted_grid.shift_px])
+        if tile_px:
+            own = model.upscale_picture(Picture(pixels=lq), Request(scale=scale)).pixels
+            with torch.no_grad():
+                cost.append(dists(run.plain, own).item())
+    report = meter.report()
     return {
-        "tile_px": [grid.window_w, grid.window_h], "overlap_px": overlap_px, "windows": len(grid.windows),
-        "shift_px": runs[0].shifted_grid.shift_px,
+        "tile_px": tile_px, "overlap_px": overlap_px, "count_width_height_shift_px": windows,
         "gradient_ratio": round(report.gradient_ratio, 4), "gradient_8bit": round(report.gradient * 127.5, 4),
         # none where no place is far enough from borders
         "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),
         "step_8bit": None if math.isnan(report.step) else round(report.step * 127.5, 4),
-        "mean_abs_difference_8bit": round((plain - shifted).abs().mean().item() * 127.5, 4),
-        "dists_to_own_windows": round(cost, 5),
+        "mean_abs_difference_8bit": round(fmean(difference), 4),
+        "dists_to_own_windows": round(fmean(cost), 5) if cost else None,
     }  # fmt: skip
 
 
@@ -60,9 +64,10 @@ def main() -> None:
 
     model, dists = TUDSR.load(args.model), Dists().load()
     truths = [read_picture(path).pixels[0] for path in find_photos(args.photos)[: args.limit]]
-    truths = [gt for gt in truths if gt.shape == truths[0].shape]  # one size, so that they can be pooled
-    height, width = (side // args.scale for side in truths[0].shape[-2:])
-    inputs = [degrade(gt, height, width, preset="light", seed=0, index=i)[None] for i, gt in enumerate(truths)]
+    inputs = [
+        degrade(gt, *(side // args.scale for side in gt.shape[-2:]), preset="light", seed=0, index=i)[None]
+        for i, gt in enumerate(truths)
+    ]
     rows = [
         measure(model, inputs, args.scale, tile, overlap, dists) for tile in args.tile_px for overlap in args.overlap_px
     ]

@@ -1,6 +1,6 @@
 """Make training pairs once that would cost degrading them anew in every run: photos, or a teacher's pictures, and LQ.
 
-    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors] [--ratio 4] [--crops 6]
+    python scripts/make_pairs.py PHOTOS OUT [--teacher WEIGHTS.safetensors [--low-sigma 8]] [--ratio 4] [--crops 6]
         [--mix light=0.8 heavy=0.2] [--exclude NAME ...]
 
 Reads the photos as a run does (the same ones are set aside for validation), cuts crops of 512 px, degrades them as the
@@ -19,16 +19,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
 
 from tudsr.data.degradation import DegradationMix, degrade
 from tudsr.data.photos import decode_photo, find_photos, split_photos
+from tudsr.device import pick_dtype
 from tudsr.errors import InputError
 
 SIDE_PX = 512
 
 
 def teacher(weights: Path) -> torch.nn.Module:
-    """Load a x4 model in bf16; two operators that torchvision's import asks for are declared, never called."""
+    """Load a x4 model, in bf16 where this CPU computes it natively.
+
+    Two operators that torchvision's import asks for are declared, never called.
+    """
     stubs = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         stubs.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -36,16 +41,23 @@ def teacher(weights: Path) -> torch.nn.Module:
 
     state = {key: value.float() for key, value in load_file(weights).items()}
     model = ModelLoader().load_from_state_dict(state).model.eval()
-    return model.to(torch.bfloat16, memory_format=torch.channels_last)
+    return model.to(pick_dtype("auto", torch.device("cpu")), memory_format=torch.channels_last)
 
 
 def enlarge(model: torch.nn.Module, lq: torch.Tensor, ratio: int) -> torch.Tensor:
     """Return the teacher's picture of (3, h, w) in [-1, 1], `ratio` times as large."""
-    sr = ((lq + 1) / 2)[None].to(torch.bfloat16, memory_format=torch.channels_last)
+    dtype = next(model.parameters()).dtype
+    sr = ((lq + 1) / 2)[None].to(dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
         while sr.shape[-1] < ratio * lq.shape[-1]:
             sr = model(sr).clamp(0, 1)
     return F.interpolate(sr.float(), scale_factor=ratio * lq.shape[-1] / sr.shape[-1], mode="area")[0] * 2 - 1
+
+
+def with_low_of(photo: torch.Tensor, picture: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return a (3, H, W) picture whose low frequencies are the photo's: tones a teacher got wrong are not learned."""
+    blurred = gaussian_filter((photo - picture).numpy(), (0, sigma, sigma), mode="nearest")
+    return picture + torch.from_numpy(blurred)
 
 
 def save(path: Path, picture: torch.Tensor) -> None:
@@ -60,6 +72,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--teacher", type=Path, help="weights of a x4 model; without it, the photos are the truth")
+    parser.add_argument("--low-sigma", type=float, help="px; the teacher's picture gets what is coarser from the photo")
     parser.add_argument("--ratio", type=int, default=4, help="of gt to lq")
     parser.add_argument("--exclude", nargs="*", default=[])
     parser.add_argument("--val-count", type=int, default=12)
@@ -88,7 +101,10 @@ def main() -> None:
             lq = degrade(gt, side, side, preset=mix, seed=args.seed, index=index)
             lq = ((lq.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1  # what its file will hold
             save(args.out / "lq" / f"{index:05d}.png", lq)
-            save(args.out / "gt" / f"{index:05d}.png", enlarge(model, lq, args.ratio) if model else gt)
+            target = enlarge(model, lq, args.ratio) if model else gt
+            if args.low_sigma:
+                target = with_low_of(gt, target, args.low_sigma)
+            save(args.out / "gt" / f"{index:05d}.png", target)
         print(f"{photo + 1}/{len(paths)} photos, {time.perf_counter() - begun:.0f} s", flush=True)
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from tudsr import lora
 from tudsr.backbones import blueprint
 from tudsr.color import COLOR_FIXES, fix_color
-from tudsr.config import WindowRange
+from tudsr.config import ModelConfig, WindowRange
 from tudsr.errors import ConfigError, InputError
+from tudsr.find import CONFIG_NAME, find_model
 from tudsr.image import Picture, picture_from
 from tudsr.one_step import z0_from_prediction
 from tudsr.pipeline import TUDSR, load
@@ -232,9 +233,10 @@ def test_an_overlap_alone_takes_windows_that_are_large_enough_for_it(tudsr, over
     assert len(grid.ys) > 1
 
 
-def test_the_embedded_models_windows_take_an_overlap_of_64():
+def test_the_embedded_models_windows_take_a_larger_overlap():
     tiny = WindowRange.parse(blueprint("tiny").settings["windows"], "tiny")
-    assert _window_range(tiny, None, 64) == tiny.model_copy(update={"min_px": 128, "overlap_px": 64})
+    assert tiny == ModelConfig.read(find_model("tiny") / CONFIG_NAME).windows  # what ships is what is made anew
+    assert _window_range(tiny, None, 96) == tiny.model_copy(update={"min_px": 192, "overlap_px": 96})
     with pytest.raises(ConfigError, match="tile_px is 300; .* stride of 16 px .*; nearest: 288 and 304"):
         _window_range(tiny, 300, None)
 

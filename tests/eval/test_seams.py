@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from tudsr.config import WindowRange
 from tudsr.errors import InputError
 from tudsr.eval.metrics import METRICS, ShiftedRun
-from tudsr.eval.seams import _low_pass, seam_index
+from tudsr.eval.seams import SeamMeter, _low_pass, seam_index
 from tudsr.tiling import extract, tiled
 from tudsr.windows import Window, WindowGrid, half_tile_px, plan_windows
 
@@ -106,6 +106,23 @@ def test_each_seam_metric_is_its_own_ratio():
     run = ShiftedRun(plain=a, shifted=b, grid=GRID_A, shifted_grid=GRID_B)
     assert METRICS["seams"].load(None)(a, run) < 1.05
     assert METRICS["seam_step"].load(None)(a, run) > 1.3
+
+
+def test_lines_of_pictures_of_different_sizes_are_pooled():
+    a, b = noise(1), noise(2)
+    a[..., GRID_A.xs[1] :] += 1.0  # a seam in the one, none in the other
+    wide = SIDE + 256
+    grids = plan_windows(SIDE, wide, RANGE), plan_windows(SIDE, wide, RANGE, half_tile_px(SIDE, wide, RANGE))
+    clean = [torch.randn(1, 1, SIDE, wide, generator=torch.Generator().manual_seed(seed)) * 0.1 for seed in (3, 4)]
+    meter = SeamMeter()
+    assert math.isnan(meter.report().gradient_ratio)
+    meter.add(a, b, GRID_A, GRID_B)
+    alone = meter.report()
+    meter.add(*clean, *grids)
+    both = meter.report()
+    assert alone == seam_index(a, b, GRID_A, GRID_B)
+    assert 1 < both.gradient_ratio < alone.gradient_ratio
+    assert 1 < both.step_ratio < alone.step_ratio
 
 
 def test_the_step_is_not_measured_where_windows_leave_no_room():

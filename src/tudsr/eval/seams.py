@@ -60,30 +60,48 @@ def seam_index(a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> 
     Raises:
         InputError: when shapes and grids do not belong together, or no window border lies inside the picture.
     """
-    for picture, grid in ((a, grid_a), (b, grid_b)):
-        if picture.ndim != 4 or picture.shape != a.shape or picture.shape[-2:] != (grid.height, grid.width):
-            raise InputError(
-                f"A picture of shape {tuple(picture.shape)} does not belong to a grid of {grid.width}x{grid.height} px."
-            )
-    d = a.float() - b.float()
-    low = _low_pass(d, SIGMA_PX)
-    gradient, step = _Lines(), _Lines()
-    for dim, axis in ((-2, "y"), (-1, "x")):
-        borders = _borders(grid_a, axis) | _borders(grid_b, axis)
-        middles = _middles(grid_a, axis) | _middles(grid_b, axis)
-        gradient.add(_line_means(d, dim, 1), borders, offset=1, apart=BAND_PX)
+    meter = SeamMeter()
+    meter.add(a, b, grid_a, grid_b)
+    return meter.report()
+
+
+class SeamMeter:
+    """The seam index over several pictures of any sizes: every line of every picture counts the same.
+
+    One photo's borders are few and lie where they lie; what the photo shows there moves its ratios by some hundredths.
+    """
+
+    def __init__(self) -> None:
+        self._gradient, self._step = _Lines(), _Lines()
+
+    def add(self, a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> None:
+        """Take in two outputs of one picture; arguments and errors as in `seam_index`."""
+        for picture, grid in ((a, grid_a), (b, grid_b)):
+            if picture.ndim != 4 or picture.shape != a.shape or picture.shape[-2:] != (grid.height, grid.width):
+                raise InputError(
+                    f"A picture of shape {tuple(picture.shape)} does not belong to a grid of "
+                    f"{grid.width}x{grid.height} px."
+                )
+        if not any(_borders(grid, axis) for grid in (grid_a, grid_b) for axis in "yx"):
+            raise InputError(f"No window border lies inside a picture of {grid_a.width}x{grid_a.height} px.")
+        d = a.float() - b.float()
+        low = _low_pass(d, SIGMA_PX)
         edge = (_TRUNCATE - 1) * SIGMA_PX
-        if d.shape[dim] > 2 * (edge + SIGMA_PX):
-            inner = low.narrow(dim, edge, d.shape[dim] - 2 * edge)
-            means = _line_means(inner, dim, 2 * SIGMA_PX)
-            step.add(means, borders | middles, offset=edge + SIGMA_PX, apart=SIGMA_PX)
-    gradient_ratio = gradient.ratio()
-    if math.isnan(gradient_ratio):
-        raise InputError(f"No window border lies inside a picture of {grid_a.width}x{grid_a.height} px.")
-    return SeamReport(
-        gradient_ratio=gradient_ratio, step_ratio=step.ratio(),
-        gradient=_mean(gradient.at_borders), step=_mean(step.at_borders),
-    )  # fmt: skip
+        for dim, axis in ((-2, "y"), (-1, "x")):
+            borders = _borders(grid_a, axis) | _borders(grid_b, axis)
+            middles = _middles(grid_a, axis) | _middles(grid_b, axis)
+            self._gradient.add(_line_means(d, dim, 1), borders, offset=1, apart=BAND_PX)
+            if d.shape[dim] > 2 * (edge + SIGMA_PX):
+                inner = low.narrow(dim, edge, d.shape[dim] - 2 * edge)
+                means = _line_means(inner, dim, 2 * SIGMA_PX)
+                self._step.add(means, borders | middles, offset=edge + SIGMA_PX, apart=SIGMA_PX)
+
+    def report(self) -> SeamReport:
+        """Return the ratios so far; NaN where there is no line of either kind."""
+        return SeamReport(
+            gradient_ratio=self._gradient.ratio(), step_ratio=self._step.ratio(),
+            gradient=_mean(self._gradient.at_borders), step=_mean(self._step.at_borders),
+        )  # fmt: skip
 
 
 class _Lines:
