@@ -77,13 +77,14 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[])
     parser.add_argument("--val-count", type=int, default=12)
     parser.add_argument("--crops", type=int, default=6, help="of each photo")
+    parser.add_argument("--limit", type=int, help="photos, the first ones")
     parser.add_argument("--mix", nargs="*", default=["light=0.8", "heavy=0.2"], help="degradations and their weights")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     found = [path for path in find_photos(args.photos) if not any(part in path.as_posix() for part in args.exclude)]
     weights = {name: float(weight) for name, _, weight in (part.partition("=") for part in args.mix)}
     mix = DegradationMix(weights=weights)
-    paths, _ = split_photos(found, args.val_count, seed=0, root=args.photos)
+    paths = split_photos(found, args.val_count, seed=0, root=args.photos)[0][: args.limit]
     model, begun = args.teacher and teacher(args.teacher), time.perf_counter()
     for photo, path in enumerate(paths):
         try:

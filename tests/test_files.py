@@ -464,6 +464,23 @@ def test_work_lies_where_the_caller_says(model, tmp_path, on_disk):
     assert not any((tmp_path / "place").iterdir())
 
 
+def test_work_on_another_disk_than_the_output_is_copied_there(model, tmp_path, on_disk, monkeypatch):
+    save(tmp_path / "in.png", "RGB")
+    (tmp_path / "place").mkdir()
+    upscale_file(model, tmp_path / "in.png", tmp_path / "a.png", Request(scale=2))
+    rename = Path.replace
+
+    def within_a_disk(self, target):
+        if Path(target).parent == tmp_path:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", within_a_disk)
+    upscale_file(model, tmp_path / "in.png", tmp_path / "b.png", Request(scale=2), work=tmp_path / "place/w")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "b.png", "in.png", "place"]
+
+
 def test_a_fourth_band_without_a_name_is_decoded_in_memory_and_counted(tmp_path):
     tifffile.imwrite(tmp_path / "in.tif", noise(45, 61, 4), photometric="rgb", extrasamples=["unspecified"])
     header = read_header(tmp_path / "in.tif")

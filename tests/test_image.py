@@ -4,6 +4,7 @@ import struct
 import threading
 import tracemalloc
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from tudsr import image_raster
+from tudsr import image_encode, image_raster
 from tudsr.errors import InputError
 from tudsr.image import Picture, PictureInfo, picture_from, picture_like, read_picture, write_picture
 from tudsr.image_encode import check_size, encode_file, file_format, on_white
 from tudsr.image_raster import Raster
+from tudsr.image_spool import read_header
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -343,7 +345,8 @@ def test_16_bit_tiff_is_written(tmp_path, channels):
 
 def test_16_bits_become_8_in_other_files(tmp_path):
     values = noise(20, 20, dtype=np.uint16)
-    write_picture(tmp_path / "a.bmp", picture_from(values))
+    notes = write_picture(tmp_path / "a.bmp", picture_from(values))
+    assert notes == ("BMP holds 8 bits: 16 were brought down to them.",)
     with Image.open(tmp_path / "a.bmp") as image:
         np.testing.assert_array_equal(np.asarray(image), np.rint(values / 257))
 
@@ -368,6 +371,8 @@ def test_16_bit_tiff_with_premultiplied_alpha_is_read_in_8_with_a_note(tmp_path)
     picture = read_picture(tmp_path / "a.tif")
     np.testing.assert_array_equal(picture_like(picture, values.astype(np.uint8)), values >> 8)
     assert "8 bits" in picture.info.notes[0]
+    header = read_header(tmp_path / "a.tif")
+    assert (header.bits, header.streams) == (8, False)  # from disk it is read as here
 
 
 def test_inverted_16_bit_grey_tiff(tmp_path):
@@ -649,6 +654,28 @@ def test_what_a_format_holds_can_be_asked_before_there_is_a_picture(name, side):
     for size in ((side + 1, 1), (1, side + 1)):
         with pytest.raises(InputError, match=f"{size[1]}x{size[0]} pixels came; .* at most {side} a side"):
             check_size(Path(name), *size)
+
+
+def test_a_bitmaps_pixels_are_counted_too():
+    assert check_size(Path("a.bmp"), 2**15, 2**15).name == "BMP"
+    with pytest.raises(InputError, match="32769x32768 pixels came; BMP holds at most 1073741824 in all"):
+        check_size(Path("a.bmp"), 2**15, 2**15 + 1)
+
+
+@pytest.mark.parametrize("values", [noise(40, 30, 3), noise(40, 30), noise(40, 30, 4, dtype=np.uint16)])
+def test_a_tiff_above_4_gb_has_64_bit_offsets(tmp_path, monkeypatch, values):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Maker"
+    picture = picture_from(values)
+    picture = replace(picture, info=replace(picture.info, exif=exif.tobytes()))
+    write_picture(tmp_path / "small.tif", picture)
+    monkeypatch.setattr(image_encode, "_CLASSIC_TIFF_BYTES", 1000)
+    notes = write_picture(tmp_path / "a.tif", picture)
+    assert "EXIF was left out of the" in notes[0]
+    for name, big in (("small", False), ("a", True)):
+        with tifffile.TiffFile(tmp_path / f"{name}.tif") as file:
+            assert file.is_bigtiff is big
+        np.testing.assert_array_equal(picture_like(read_picture(tmp_path / f"{name}.tif"), values), values)
 
 
 def test_names_as_long_as_a_file_system_allows_can_be_written(tmp_path):

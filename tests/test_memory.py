@@ -244,6 +244,11 @@ def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():
     with pytest.raises(torch.OutOfMemoryError):
         until_it_fits(never, Request(scale=2), own, said.append)
     assert tried == [None, 512, 256, 128, 64]
+    tried.clear()
+    own = WindowRange(min_px=512, max_px=640, stride_px=16, overlap_px=64)  # half is too small: the smallest then
+    with pytest.raises(torch.OutOfMemoryError):
+        until_it_fits(never, Request(scale=2), own, said.append)
+    assert tried == [None, 512]
     with pytest.raises(RuntimeError, match="shapes"):
         until_it_fits(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), Request(scale=2), own, said.append)
 
@@ -278,6 +283,9 @@ def test_a_windows_bound_is_above_what_is_counted_and_near_it(model_folder, name
     counted = window_bytes(window_cost(shapes, side, side), torch.bfloat16)
     bound = _window_bound(shapes.backbone) * side**2
     assert counted < bound < 8 * counted
+    if name == "small":  # a loaded model has adapters too, which run merged
+        loaded = load_model(model_folder, torch.device("cpu"), torch.bfloat16)
+        assert _window_bound(loaded.backbone) * side**2 == bound
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -95,6 +95,7 @@ def wavelet_rows(
             raw, y = raw[..., ready:, :].clone(), y + ready
             above = max(0, y - HALO_PX)
             low, top = low[..., above - top :, :].clone(), above
+        del strip  # a view of rows whose memory `strips` sets free
 
 
 def adain_statistics(sr: Region, ref: Region, size: Size) -> Tensor:
@@ -134,6 +135,7 @@ def adain_rows(
     for strip in sr:
         mean, gain, to = statistics.to(strip)
         yield (strip - mean) * gain + to  # in this order: the gain may be large
+        del strip  # likewise
 
 
 COLOR_FIXES = {
@@ -153,6 +155,7 @@ def strips(rows: Iterator[Tensor], most: int) -> Iterator[Tensor]:
     """Cut pictures' rows, (B, C, rows, W), into strips of at most that many."""
     for band in rows:
         yield from band.split(most, dim=-2)
+        del band  # while the next one is made, this one's memory is free
 
 
 def _low_pass_x(x: Tensor) -> Tensor:

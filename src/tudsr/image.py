@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tudsr.errors import InputError
 from tudsr.image_decode import decode_file, decode_pil
-from tudsr.image_encode import encode_file, file_format
+from tudsr.image_encode import encode_file, file_format, lost_bits
 from tudsr.image_raster import Raster
 
 PictureLike = TypeVar("PictureLike", Image.Image, NDArray, Tensor)
@@ -105,9 +105,10 @@ def write_picture(path: Path | str, picture: Picture) -> tuple[str, ...]:
         InputError: for an unknown suffix, a picture larger than the format allows, or a file that cannot be written.
     """
     path = Path(path)
-    wide = picture.info.bits == 16 and file_format(path).wide
-    values = _values(picture, np.uint16 if wide else np.uint8)
-    return encode_file(path, Raster(values=values, icc=picture.info.icc, exif=picture.info.exif))
+    fmt, bits = file_format(path), picture.info.bits
+    values = _values(picture, np.uint16 if bits == 16 and fmt.wide else np.uint8)
+    raster = Raster(values=values, icc=picture.info.icc, exif=picture.info.exif)
+    return (*encode_file(path, raster), *lost_bits(bits, fmt))
 
 
 def picture_from(obj: object) -> Picture:

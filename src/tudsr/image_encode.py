@@ -22,6 +22,7 @@ _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _PIXEL_X, _PIXEL_Y = 40962, 40963  # the picture's sides, as EXIF tells them once more
 _JPEG_EXIF_BYTES = 65533
 _STRIP_BYTES = 2**20
+_CLASSIC_TIFF_BYTES = 2**32 - 2**25  # of pixels; what is more needs BigTIFF, which Pillow does not write compressed
 _ZLIB_LEVEL = 3  # zlib's own 6 takes half as long again for a tenth less on disk
 
 
@@ -31,6 +32,7 @@ class FileFormat:
 
     name: str
     max_side: int
+    max_pixels: int = 2**62
     alpha: bool = True
     wide: bool = False
     metadata: bool = True
@@ -46,7 +48,7 @@ FILE_FORMATS = {
     ".webp": FileFormat(name="WEBP", max_side=16383),
     ".tif": _TIFF,
     ".tiff": _TIFF,
-    ".bmp": FileFormat(name="BMP", max_side=2**31 - 1, alpha=False, metadata=False),
+    ".bmp": FileFormat(name="BMP", max_side=2**31 - 1, max_pixels=2**30, alpha=False, metadata=False),
 }
 """By suffix, in lower case."""
 
@@ -78,7 +80,14 @@ def check_size(path: Path, height: int, width: int) -> FileFormat:
     fmt = file_format(path)
     if max(height, width) > fmt.max_side:
         raise InputError(f"{path}: {width}x{height} pixels came; {fmt.name} holds at most {fmt.max_side} a side.")
+    if height * width > fmt.max_pixels:
+        raise InputError(f"{path}: {width}x{height} pixels came; {fmt.name} holds at most {fmt.max_pixels} in all.")
     return fmt
+
+
+def lost_bits(bits: int, fmt: FileFormat) -> tuple[str, ...]:
+    """Return a sentence where a picture of 16 bits a channel goes to a format of 8."""
+    return (f"{fmt.name} holds 8 bits: 16 were brought down to them.",) if bits == 16 and not fmt.wide else ()
 
 
 def encode_file(path: Path, raster: Raster) -> tuple[str, ...]:
@@ -117,8 +126,9 @@ def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]
     if not fmt.metadata and (exif or raster.icc):
         notes.append(f"{fmt.name} holds neither EXIF nor a colour profile: they were left out.")
         exif = None
-    elif exif and fmt.name == "TIFF" and _needs_own_writer(raster):
-        notes.append("EXIF was left out of the 16-bit colour TIFF.")
+    elif exif and fmt.name == "TIFF" and _needs_own_writer(raster, fmt):
+        kind = "16-bit colour TIFF" if raster.values.dtype == np.uint16 else "TIFF above 4 GB"
+        notes.append(f"EXIF was left out of the {kind}.")
         exif = None
     elif exif and fmt.name == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
         notes.append(f"EXIF of {len(exif)} bytes is more than JPEG holds and was left out.")
@@ -140,14 +150,15 @@ def resized_exif(data: bytes | None, size: tuple[int, ...]) -> bytes | None:
     return exif.tobytes()
 
 
-def _needs_own_writer(raster: Raster) -> bool:
-    """Whether Pillow cannot write it: 16 bits in more than one channel."""
-    return raster.values.dtype == np.uint16 and raster.values.shape[2] > 1
+def _needs_own_writer(raster: Raster, fmt: FileFormat) -> bool:
+    """Whether Pillow cannot write it: 16 bits in more than one channel, or a TIFF with 64-bit offsets."""
+    wide_colour = raster.values.dtype == np.uint16 and raster.values.shape[2] > 1
+    return wide_colour or (fmt.name == "TIFF" and raster.values.nbytes > _CLASSIC_TIFF_BYTES)
 
 
 def _save(part: Path, raster: Raster, fmt: FileFormat, exif: bytes | None) -> None:
-    if _needs_own_writer(raster):
-        write = write_png if fmt.name == "PNG" else _write_tiff16
+    if _needs_own_writer(raster, fmt):
+        write = write_png if fmt.name == "PNG" else _write_tiff
         write(part, raster.values, raster.icc, exif)
         return
     laid = raster.values.shape[2] in (2, 4) and not fmt.alpha
@@ -236,17 +247,18 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _write_tiff16(part: Path, values: NDArray, icc: bytes | None, exif: bytes | None) -> None:
+def _write_tiff(part: Path, values: NDArray, icc: bytes | None, exif: bytes | None) -> None:
     import tifffile  # only here: it is slow to import and seldom needed
 
     assert exif is None, "tifffile writes no EXIF directory"
     channels = values.shape[2]
     tifffile.imwrite(
         part,
-        values,
+        values if channels > 1 else values[..., 0],
         photometric="rgb" if channels > 2 else "minisblack",
-        planarconfig="contig",
+        planarconfig="contig" if channels > 1 else None,
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        bigtiff=values.nbytes > _CLASSIC_TIFF_BYTES,
         compression="adobe_deflate",
         iccprofile=icc,
         metadata=None,

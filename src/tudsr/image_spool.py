@@ -94,11 +94,13 @@ def _header(image: Image.Image) -> Header:
     turned = orientation >= 5 and image.format != "TIFF"  # of a TIFF, Pillow gives the sides as they are seen
     known = image.mode in _MODES and "transparency" not in image.info and tags.get(284, 1) == 1 and not notes
     known = known and tags.get(277, _MODES[image.mode]) == _MODES[image.mode]  # a band that nobody names is not shown
+    premultiplied = tags.get(338) == (1,)  # which Pillow decodes in 8 bits, libvips in 16
+    known = known and not premultiplied
     header = Header(
         height=image.width if turned else image.height,
         width=image.height if turned else image.width,
         channels=2 if grey_alpha else _MODES.get(image.mode, 3) + image.has_transparency_data * (image.mode == "P"),
-        bits=16 if wide else 8,
+        bits=16 if wide and not premultiplied else 8,
         streams=known and image.format in _STREAMED and not (image.format == "TIFF" and orientation != 1),
         orientation=orientation,
         icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),

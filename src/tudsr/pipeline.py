@@ -93,7 +93,7 @@ class TUDSR:
         """Enlarge one picture.
 
         Args:
-            image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] 3, H, W) in [0, 1].
+            image: PIL image; NumPy (H, W[, C]), uint8, uint16 or float in [0, 1]; torch ([1,] C, H, W) likewise.
             scale: ratio, at least 1; 8 when neither it nor size, nor both m and n, are given.
             memory: what this process may take, in bytes or such as "2GB"; None: most of what is free. Windows shrink
                 where it is little, with a warning. Pictures in memory stay there; `files.upscale_file` has them on

@@ -133,13 +133,22 @@ def _check_size(height: float, width: float) -> None:
         )
 
 
-def _by_hand(scale: float, m: float | None, n: float | None, stage: Which) -> tuple[Sequence[int], list[float]]:
+def check_by_hand(m: float | None, n: float | None, stage: Which) -> None:
+    """Refuse what is wrong at any ratio.
+
+    Raises:
+        InputError: for m or n that is not a finite number of at least 1, or that stands beside a stage alone.
+    """
     for name, value in (("m", m), ("n", n)):
         if value is not None and not (math.isfinite(value) and value >= 1):
             raise InputError(f"{name} is {value}; a finite number of at least 1 is expected.")
+    if stage != "both" and (m, n) != (None, None):
+        raise InputError(f"With stage {stage} alone the whole ratio is that stage's: leave m and n out.")
+
+
+def _by_hand(scale: float, m: float | None, n: float | None, stage: Which) -> tuple[Sequence[int], list[float]]:
+    check_by_hand(m, n, stage)
     if stage != "both":
-        if m is not None or n is not None:
-            raise InputError(f"With stage {stage} alone the whole ratio is that stage's: leave m and n out.")
         return (stage,), [scale]
     first = m if m is not None else scale / (n or 1.0)
     second = n if n is not None else scale / first

@@ -1,6 +1,7 @@
 """One picture from disk to disk, row by row; killed, it goes on where it was."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 
 from tudsr import __version__
 from tudsr.canvas import JOURNAL_NAME, DiskStore, RowsFrom, discard, read_journal
-from tudsr.checkpoint import sha256_file, write_text
+from tudsr.checkpoint import atomic_path, sha256_file, write_text
 from tudsr.cost import spooled_bytes
 from tudsr.errors import InputError
 from tudsr.image import Picture, pixels_of, values_of
-from tudsr.image_encode import file_format
+from tudsr.image_encode import file_format, lost_bits
 from tudsr.image_raw import RawFile
 from tudsr.image_spool import Header, check_spooled, encode_spooled, spool_input
 from tudsr.machine import commit
@@ -53,6 +54,17 @@ def work_folder(target: Path) -> Path:
     """Return where the work of a picture lies that is enlarged from disk: beside it, under a name of fixed length."""
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.with_name(f".{name}{WORK_SUFFIX}")
+
+
+def _put(encoded: Path, target: Path) -> None:
+    """Rename a finished file to its own name, or copy it there where that is another disk."""
+    try:
+        encoded.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_path(target) as part:
+            shutil.copyfile(encoded, part)
 
 
 def run_key(model: TUDSR, source: Path, target: Path, wish: Request) -> dict[str, Any]:
@@ -99,7 +111,7 @@ class Spooled:
         check_spooled(target)
         self._model, self._source, self._target, self._folder = model, source, target, folder
         self._header, self._wish, self._request = header, wish, request
-        self._deliver = deliver or (lambda encoded: encoded.replace(target))
+        self._deliver = deliver or functools.partial(_put, target=target)
 
     def run(self, progress: Progress | None, say: Say) -> Enlarged:
         """Enlarge it, or go on with it; see `files.upscale_file`.
@@ -129,9 +141,8 @@ class Spooled:
         values = RawFile(self._folder / "input.raw", header.shape, header.dtype)
         size = header.height, header.width
         plan = self._model.plan(*size, self._request)
-        made = replace(
-            header, height=plan.height, width=plan.width, bits=header.bits if file_format(self._target).wide else 8
-        )
+        fmt = file_format(self._target)
+        made = replace(header, height=plan.height, width=plan.width, bits=header.bits if fmt.wide else 8)
         rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
         out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
         store.write("output", out, numbers(store, out, values, rows))
@@ -139,7 +150,7 @@ class Spooled:
         lost = encode_spooled(encoded, out, made)
         self._deliver(encoded)
         discard(self._folder)
-        for note in (*header.notes, *lost):
+        for note in (*header.notes, *lost, *lost_bits(header.bits, fmt)):
             say(f"{self._source}: {note}")
         return Enlarged(plan=plan, in_size=(header.width, header.height))
 

@@ -57,6 +57,11 @@ def test_an_output_folder_inside_the_input_is_not_read_again():
     assert pairs(["."], "out") == [("a.png", "out/a.png")]
 
 
+def test_an_output_folder_above_the_input_leaves_nothing_out():
+    make("in/deep/a.png")
+    assert pairs(["in"], ".") == [("in/deep/a.png", "deep/a.png")]
+
+
 def test_what_cannot_be_written_becomes_png():
     make("in/a.gif", "in/b.tiff")
     assert pairs(["in"], "out") == [("in/a.gif", "out/a.png"), ("in/b.tiff", "out/b.tiff")]

@@ -76,4 +76,5 @@ def test_mistakes_are_sentences(call, mistake):
     code, out, err = call(*mistake)
     assert (code, out) == (2, "")
     assert "Error: " in err
+    assert "--size " not in err
     assert "Traceback" not in err

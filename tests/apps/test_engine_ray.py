@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import tudsr
 from tudsr.apps import engine_ray
 from tudsr.apps.cli import app
-from tudsr.apps.engine_ray import Worker
+from tudsr.apps.engine_ray import Worker, _model_anywhere
 from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
@@ -25,6 +25,13 @@ from tudsr.request import Request
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = pytest.mark.slow
+
+
+def test_a_folder_that_is_called_as_the_embedded_model_is_does_not_hide_it(tmp_path, monkeypatch, model_folder):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    Path("mine").symlink_to(model_folder)
+    assert [_model_anywhere(name) for name in ("tiny", "mine", "me/hub")] == ["tiny", str(tmp_path / "mine"), "me/hub"]
 
 
 class Fragile(Worker):

@@ -76,6 +76,14 @@ def test_estimate_t_passes_its_settings_on(model, calls, call, tmp_path):
     assert said[1:] == [str(tmp_path / "t" / f"estimate_t.{suffix}") for suffix in ("json", "png")]
 
 
+@pytest.mark.parametrize("wish", [["--stage", 2], ["--stage", 0], ["--resume"]])
+def test_estimate_t_takes_nothing_that_it_would_not_heed(wish, model, calls, call, tmp_path):
+    code, _, err = call("train", "--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path / "t", *wish)
+    assert code == 2
+    assert "--estimate-t is for stage 1" in err
+    assert calls == []
+
+
 def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, calls, call, tmp_path):
     (tmp_path / "estimate_t.png").touch()
     options = ["--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path, "--set", "degradation=light"]

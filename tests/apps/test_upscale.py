@@ -139,6 +139,9 @@ def test_too_small_a_size_fails_only_the_picture_it_is_too_small_for(bicubic, ph
         (["--size", "0x9"], InputError, "WIDTHxHEIGHT"),
         (["--scale", 8, "--m", 2, "--n", 2], InputError, "do not make"),
         (["--stage", 1, "--m", 2], InputError, "stage 1 alone"),
+        (["--stage", 1, "--m", 2, "--size", "90x90"], InputError, "stage 1 alone"),
+        (["--n", 0.5, "--size", "90x90"], InputError, "n is 0.5"),
+        (["--memory", "lots"], InputError, "'lots'"),
         (["--t1", 1000], ConfigError, "t1"),
         (["--tile-px", 0], ConfigError, "tile_px"),
         (["--compare", "x"], InputError, "suffix"),
@@ -198,6 +201,10 @@ def test_compare_never_stands_on_input_output_or_many(bicubic, photo, tmp_path):
     photo(target)
     assert "--overwrite" in str(run(source, "-o", target, "--compare", tmp_path / "c.png").exception)
     assert "give one" in str(run(source, target, "-o", tmp_path / "o", "--compare", tmp_path / "c.png").exception)
+    mine = photo(tmp_path / "holiday.png")
+    before = mine.read_bytes()
+    assert "another name" in str(run(source, "-o", tmp_path / "y.png", "--compare", mine).exception)
+    assert mine.read_bytes() == before
 
 
 def test_an_output_too_large_for_its_format_is_refused_before_the_work(bicubic, photo, tmp_path):

@@ -159,6 +159,8 @@ def test_asking_for_what_needs_true_pictures_without_any_is_an_error(run, data):
         ({"ablate": True}, InputError, "x4 or 8"),
         ({"scale": 4, "ways": ("M4", "M8")}, InputError, "at x4 M4, N4, M2N2 can be asked for"),
         ({"ablate": True, "scale": 4, "model": ()}, InputError, "0 models"),
+        ({"scale": 4, "ways": ("M4",), "model": ()}, InputError, "add --model"),
+        ({"fidelity": (0.0, 0.5), "model": ()}, InputError, "add --model"),
         ({"scale": 0.5}, ConfigError, "scale"),
         ({"scale": 3}, InputError, "no picture is left"),
         ({"outputs": {"bicubic": "peer"}}, InputError, "taken"),

@@ -72,7 +72,7 @@ def _expand(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     if path.is_file():
         yield path, writable(Path(path.name))
         return
-    inside = output.resolve() if output.resolve() != path.resolve() else None
+    inside = output.resolve() if path.resolve() in output.resolve().parents else None
     names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES]
     found = [
         name

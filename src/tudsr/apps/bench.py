@@ -45,7 +45,7 @@ def run_bench(
     Raises:
         TudsrError: for anything that cannot be used, before any measuring.
     """
-    wanted = [parse_size(text) for text in sizes.split(",")]
+    wanted = [parse_size(text, "--sizes") for text in sizes.split(",")]
     request = Request.of({"scale": scale})
     if threads is not None:
         torch.set_num_threads(threads)

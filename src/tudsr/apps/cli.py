@@ -162,10 +162,8 @@ def train(
 
     wishes = [*(overrides or []), *(more or [])]
     if estimate_t:
-        if config is not None or resume:
-            raise ConfigError(
-                "--estimate-t takes --set scale, count and degradation; --config and --resume are for a run."
-            )
+        if config is not None or resume or stage not in (None, 1):
+            raise ConfigError("--estimate-t is for stage 1: no --config, no --resume; --set scale, count, degradation.")
         typer.echo("\n".join(run_estimate(model or "tiny", data, out, wishes)))
         return
     settings = TrainConfig.assemble(stage=stage, model=model, data=data, out=out, file=config, overrides=wishes)

@@ -26,6 +26,7 @@ from tudsr.apps.upscale import Run
 from tudsr.apps.work import Attempt, Outcome, Work, probe
 from tudsr.device import DTYPES, pick_device, pick_dtype
 from tudsr.errors import InputError
+from tudsr.find import CONFIG_NAME
 from tudsr.machine import sharing_memory
 from tudsr.request import Request
 from tudsr.spread import Spread
@@ -117,9 +118,7 @@ def run_ray(work: Work) -> None:
         in_words(ray),
     ):  # fmt: skip
         share = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], work.run)
-        # Workers may stand in other folders.
-        model = str(Path(work.run.model).absolute()) if Path(work.run.model).exists() else work.run.model
-        run = replace(work.run, model=model, threads=share.threads, device=share.device)
+        run = replace(work.run, model=_model_anywhere(work.run.model), threads=share.threads, device=share.device)
         if not share.gpus:  # of a GPU only a worker knows
             run = replace(run, dtype=_dtype_here(run))
         actor = ray.remote(Worker).options(
@@ -135,6 +134,12 @@ def run_ray(work: Work) -> None:
                     _picture_by_window(work, run, crew)
             else:
                 _picture_by_picture(work, crew)
+
+
+def _model_anywhere(model: str) -> str:
+    """Return a name of the model that holds in other folders too, where workers may stand."""
+    # A folder alone does not make it one: outputs may go to a folder that is called as the embedded model is.
+    return str(Path(model).absolute()) if (Path(model) / CONFIG_NAME).is_file() else model
 
 
 def _is_split(work: Work) -> bool:

@@ -12,7 +12,7 @@ from tudsr.apps.upscale import Run
 from tudsr.apps.work import Work, left_sentence
 from tudsr.errors import InputError, TudsrError
 from tudsr.image_encode import file_format
-from tudsr.request import Request
+from tudsr.request import Request, parse_memory
 from tudsr.spooled import begun, sweep, work_folder
 
 ENGINES: dict[str, Callable[[Work], None]] = {"local": run_local, "ray": run_ray}
@@ -71,6 +71,8 @@ def _half_done(task: Task) -> bool:
 def _check(run: Run, tasks: Sequence[Task]) -> None:
     if run.engine == "local" and (run.address, run.workers, run.split) != (None, None, None):
         raise InputError("--address, --workers and --split belong to --engine ray; add it, or leave them out.")
+    if run.memory is not None:
+        parse_memory(run.memory)
     if run.compare is not None:
         _check_compare(run, run.compare, tasks)
 
@@ -85,3 +87,5 @@ def _check_compare(run: Run, compare: Path, tasks: Sequence[Task]) -> None:
         raise InputError(f"--compare {compare}: this is the input or the output; give another name.")
     if exists(tasks[0].target) and not run.overwrite:
         raise InputError(f"{tasks[0].target}: exists already, so there is nothing to compare; add --overwrite.")
+    if compare.exists() and not run.overwrite:
+        raise InputError(f"--compare {compare}: exists already; give another name, or add --overwrite.")

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from tudsr.apps.remote import Task, filesystem, in_words, is_url, joined
@@ -31,6 +32,7 @@ class Journal:
         self._folder = folder
         self._attempts: dict[str, int] = {}  # of pictures whose last attempt has no end
         self._number, self._part = 1, list[str]()
+        self._run = token_hex(4)  # two runs at once do not write each other's part anew
         if folder is not None:
             with in_words(joined(folder, NAME)):
                 lines = self._read_parts(folder) if is_url(folder) else self._read_file(folder)
@@ -106,13 +108,13 @@ class Journal:
 
     def _read_parts(self, folder: str) -> list[str]:
         fs, path = filesystem(folder)
-        parts = {}
+        parts = []
         for name in fs.ls(path, detail=False) if fs.isdir(path) else []:
-            match = re.search(rf"{re.escape(NAME)}-(\d+)\.jsonl$", name)
+            match = re.search(rf"{re.escape(NAME)}-(\d+)-\w+\.jsonl$", name)
             if match is not None:
-                parts[int(match[1])] = name
-        self._number = max(parts, default=0) + 1
-        return [line for _, name in sorted(parts.items()) for line in fs.cat_file(name).decode().splitlines()]
+                parts.append((int(match[1]), name))
+        self._number = max((number for number, _ in parts), default=0) + 1
+        return [line for _, name in sorted(parts) for line in fs.cat_file(name).decode().splitlines()]
 
     def _write_part(self, folder: str, line: str) -> None:
         if len(self._part) == _PART_LINES:
@@ -121,5 +123,6 @@ class Journal:
         fs, path = filesystem(folder)
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(
-            f"{path.rstrip('/')}/{NAME}-{self._number:05}.jsonl", "".join(self._part).encode(errors="backslashreplace")
+            f"{path.rstrip('/')}/{NAME}-{self._number:05}-{self._run}.jsonl",
+            "".join(self._part).encode(errors="backslashreplace"),
         )

@@ -31,15 +31,15 @@ class Run:
     split: bool | None = None
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Turn «WxH» into (height, width).
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """Turn «WxH», given by an option, into (height, width).
 
     Raises:
         InputError: when it is not two whole numbers from 1 up.
     """
     match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
     if match is None:
-        raise InputError(f"--size {text!r}: WIDTHxHEIGHT in pixels is expected, for example 2048x1536.")
+        raise InputError(f"{option} {text!r}: WIDTHxHEIGHT in pixels is expected, for example 2048x1536.")
     return int(match[2]), int(match[1])
 
 

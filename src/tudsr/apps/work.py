@@ -20,6 +20,7 @@ from tudsr.image import read_picture
 from tudsr.image_encode import check_size
 from tudsr.image_spool import read_header
 from tudsr.pipeline import TUDSR
+from tudsr.planner import check_by_hand
 from tudsr.request import Request, parse_memory
 from tudsr.spooled import Deliver, Say
 from tudsr.tiling import Progress
@@ -137,6 +138,7 @@ def probe(model: TUDSR, request: Request) -> None:
     Raises:
         InputError: when they do.
     """
+    check_by_hand(request.m, request.n, request.stage)
     if request.size is None:
         model.plan(_PROBE_PX, _PROBE_PX, request)
 

@@ -29,7 +29,7 @@ def blueprint() -> Blueprint:
             "r_px": 128,
             "once_up_to": 4.0,  # docs/adr/0010-once.md
             "t1": 50,  # the paper's 200 would send the net's error into the picture two and a half times as strong
-            "windows": {"min_px": 128, "max_px": 1024, "stride_px": 16, "overlap_px": 64},
+            "windows": {"min_px": 112, "max_px": 1024, "stride_px": 16, "overlap_px": 56},
             "lora": {
                 "rank": 64,
                 "alpha": 64,

@@ -14,7 +14,7 @@ from PIL import Image
 from tudsr.checkpoint import sha256_file
 from tudsr.errors import DataError, InputError
 from tudsr.image_decode import READABLE, decode_file
-from tudsr.image_raster import DECODE_ERRORS
+from tudsr.image_raster import decoding
 
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -69,9 +69,9 @@ def check_photos(paths: Sequence[Path], min_side_px: int) -> tuple[list[Path], P
     too_small: list[Path] = []
     for path in paths:
         try:
-            with Image.open(path, formats=READABLE) as photo:
+            with decoding(str(path)), Image.open(path, formats=READABLE) as photo:
                 side = min(photo.size)
-        except DECODE_ERRORS:
+        except InputError:
             broken.append(path)
             continue
         (usable if side >= min_side_px else too_small).append(path)

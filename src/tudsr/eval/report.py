@@ -133,6 +133,8 @@ def _check(config: EvalConfig) -> None:
             f"--ways {','.join(config.ways)}: at x{config.scale:g} {', '.join(fitting) or 'none'} can be asked for"
             + (", and --ablate runs them all." if config.ablate else ".")
         )
+    if not config.model and (config.ways or set(config.fidelity) != {0.0}):
+        raise InputError("--ways and --fidelity say how a model runs; add --model.")
     for folder in (config.lq, config.gt, *config.outputs.values()):
         if folder is not None and folder.resolve() in (config.out.resolve(), *config.out.resolve().parents):
             raise InputError(f"--out {config.out}: the report would lie among the pictures of {folder}.")
