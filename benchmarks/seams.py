@@ -26,6 +26,11 @@ from tudsr.pipeline import TUDSR
 from tudsr.request import Request
 
 
+def rounded(value: float) -> float | None:
+    """Return a figure for JSON: none where there is no border, or no place far enough from borders."""
+    return None if math.isnan(value) else round(value, 4)
+
+
 def measure(model: TUDSR, inputs: list[torch.Tensor], scale: float, tile_px: int, overlap_px: int, dists: Dists) -> Any:
     """Return the seam index of one setting, pooled over the inputs, (1, 3, h, w) each."""
     request = Request(scale=scale, tile_px=tile_px or None, overlap_px=overlap_px)
@@ -42,10 +47,8 @@ def measure(model: TUDSR, inputs: list[torch.Tensor], scale: float, tile_px: int
     report = meter.report()
     return {
         "tile_px": tile_px, "overlap_px": overlap_px, "count_width_height_shift_px": windows,
-        "gradient_ratio": round(report.gradient_ratio, 4), "gradient_8bit": round(report.gradient * 127.5, 4),
-        # none where no place is far enough from borders
-        "step_ratio": None if math.isnan(report.step_ratio) else round(report.step_ratio, 4),
-        "step_8bit": None if math.isnan(report.step) else round(report.step * 127.5, 4),
+        "gradient_ratio": rounded(report.gradient_ratio), "gradient_8bit": rounded(report.gradient * 127.5),
+        "step_ratio": rounded(report.step_ratio), "step_8bit": rounded(report.step * 127.5),
         "mean_abs_difference_8bit": round(fmean(difference), 4),
         "dists_to_own_windows": round(fmean(cost), 5) if cost else None,
     }  # fmt: skip

@@ -127,7 +127,7 @@ def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]
         notes.append(f"{fmt.name} holds neither EXIF nor a colour profile: they were left out.")
         exif = None
     elif exif and fmt.name == "TIFF" and _needs_own_writer(raster, fmt):
-        kind = "16-bit colour TIFF" if raster.values.dtype == np.uint16 else "TIFF above 4 GB"
+        kind = "TIFF above 4 GB" if raster.values.nbytes > _CLASSIC_TIFF_BYTES else "16-bit colour TIFF"
         notes.append(f"EXIF was left out of the {kind}.")
         exif = None
     elif exif and fmt.name == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:

@@ -115,9 +115,9 @@ class Request(Settings):
 
 def half_side(side_px: int, windows: WindowRange) -> int | None:
     """Return half of a window's side, no less than the smallest; None for that one."""
-    stride = windows.stride_px
-    least = max(windows.min_px, -(-2 * windows.overlap_px // stride) * stride)
-    return None if side_px <= least else max(side_px // 2 // stride * stride, least)
+    if side_px <= windows.min_px:
+        return None
+    return max(side_px // 2 // windows.stride_px * windows.stride_px, windows.min_px)
 
 
 def _window_range(own: WindowRange, tile_px: int | None, overlap_px: int | None) -> WindowRange:

@@ -138,9 +138,10 @@ def probe(model: TUDSR, request: Request) -> None:
     Raises:
         InputError: when they do.
     """
-    check_by_hand(request.m, request.n, request.stage)
     if request.size is None:
         model.plan(_PROBE_PX, _PROBE_PX, request)
+    else:  # the ratio is each picture's own
+        check_by_hand(request.m, request.n, request.stage)
 
 
 class Attempt:

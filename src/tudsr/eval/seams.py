@@ -62,7 +62,10 @@ def seam_index(a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> 
     """
     meter = SeamMeter()
     meter.add(a, b, grid_a, grid_b)
-    return meter.report()
+    report = meter.report()
+    if math.isnan(report.gradient_ratio):
+        raise InputError(f"No window border lies inside a picture of {grid_a.width}x{grid_a.height} px.")
+    return report
 
 
 class SeamMeter:
@@ -75,15 +78,17 @@ class SeamMeter:
         self._gradient, self._step = _Lines(), _Lines()
 
     def add(self, a: Tensor, b: Tensor, grid_a: WindowGrid, grid_b: WindowGrid) -> None:
-        """Take in two outputs of one picture; arguments and errors as in `seam_index`."""
+        """Take in two outputs of one picture; arguments as in `seam_index`.
+
+        Raises:
+            InputError: when shapes and grids do not belong together.
+        """
         for picture, grid in ((a, grid_a), (b, grid_b)):
             if picture.ndim != 4 or picture.shape != a.shape or picture.shape[-2:] != (grid.height, grid.width):
                 raise InputError(
                     f"A picture of shape {tuple(picture.shape)} does not belong to a grid of "
                     f"{grid.width}x{grid.height} px."
                 )
-        if not any(_borders(grid, axis) for grid in (grid_a, grid_b) for axis in "yx"):
-            raise InputError(f"No window border lies inside a picture of {grid_a.width}x{grid_a.height} px.")
         d = a.float() - b.float()
         low = _low_pass(d, SIGMA_PX)
         edge = (_TRUNCATE - 1) * SIGMA_PX
