@@ -9,7 +9,8 @@ folder comes first on the path, and torch imports Python's own module of that na
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def grouped(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return dict(sorted(groups.items(), key=lambda item: item[1]["ms"], reverse=True))
 
 
-def measure(loaded: Any, side: int, scale: float, top: int) -> dict[str, Any]:
+def measure(loaded: Any, side: int, scale: float, top: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Enlarge one picture of noise, once without the profiler and once under it.
 
     Args:
@@ -82,15 +83,17 @@ def measure(loaded: Any, side: int, scale: float, top: int) -> dict[str, Any]:
         side: of the square picture, px.
         scale: ratio.
         top: operators that are listed; the groups are of all.
+        options: of `upscale`.
     """
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     cuda = loaded.device == "cuda"
+    enlarge = partial(loaded.upscale, picture, scale=scale, **(options or {}))
     for _ in range(_WARM_UPS):
-        loaded.upscale(picture, scale=scale)
-    plain, out = _timed(loaded, picture, scale)
+        enlarge()
+    plain, out = _timed(enlarge)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
-        profiled, _ = _timed(loaded, picture, scale)  # inside: to start and to read the profiler takes time too
+        profiled, _ = _timed(enlarge)  # inside: to start and to read the profiler takes time too
     rows = operators(profiler.key_averages(), cuda)
     own_ms = sum(row["ms"] for row in rows)
     busy = {
@@ -100,7 +103,7 @@ def measure(loaded: Any, side: int, scale: float, top: int) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "dtype": str(loaded.model.backbone.dtype), "device": loaded.device,
-        "in_px": [side] * 2, "out_px": list(out.shape[:2]), "scale": scale,
+        "in_px": [side] * 2, "out_px": list(out.shape[:2]), "scale": scale, "options": options or {},
         "seconds": {"plain": round(plain, 4), "profiled": round(profiled, 4)},
         **(busy if cuda else {}),
         "own_ms": round(own_ms, 3),
@@ -109,9 +112,9 @@ def measure(loaded: Any, side: int, scale: float, top: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timed(loaded: Any, picture: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+def _timed(enlarge: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     begun = time.perf_counter()
-    out = loaded.upscale(picture, scale=scale)  # ends on the host, so a device is waited for
+    out = enlarge()  # ends on the host, so a device is waited for
     return time.perf_counter() - begun, out
 
 

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of enlargements by one loaded model, case by case, and where the time of the first one goes.
+"""Seconds and peak memory of enlargements by one loaded model, case by case, and where the time of the last one goes.
 
     python benchmarks/warm.py --model DIR --case 256x8 --case '256x8 {"graphs": true, "batch": 1}' --out FILE
         [--profile FILE] [--runs 7]
@@ -55,18 +55,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--profile", type=Path, help="write a profile of the first case's size, without its options")
+    parser.add_argument("--profile", type=Path, help="write a profile of the last case")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     loaded = tudsr.load(args.model, device=args.device, dtype=args.dtype)
     dtype, own = loaded.model.backbone.dtype, {"model": Path(args.model).name}
     shapes, matmul = meta_model(args.model, dtype), matmul_rate(loaded.model.backbone.device, dtype)["tflops"]
-    rows, sizes = [], []
+    rows = []
     for text in args.cases:
         size, _, options = text.partition(" ")
         side, scale = int(size.split("x")[0]), float(size.split("x")[1])
-        sizes.append((side, scale))
-        row = measure(loaded, side, scale, json.loads(options or "{}"), args.runs)
+        case = side, scale, json.loads(options or "{}")
+        row = measure(loaded, *case, args.runs)
         plan = loaded.plan(side, side, Request(scale=scale))
         useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
         share = useful / row["seconds"]["median"] / matmul
@@ -75,7 +75,7 @@ def main() -> None:
         common = {"benchmark": "warm", **own, "dtype": str(dtype), "matmul_tflops": round(matmul, 4)}
         machine.write(args.out, common | {"cases": rows})  # what is done survives what is not
     if args.profile:
-        found = profile_ops.measure(loaded, *sizes[0], _TOP)
+        found = profile_ops.measure(loaded, *case[:2], _TOP, case[2])
         machine.write(args.profile, {"benchmark": "profile_ops", **own, **found})
 
 

@@ -30,6 +30,7 @@ if [ ! -d "$runs/pairs" ]; then
   mv "$runs/pairs.part" "$runs/pairs"
 fi
 wait
+[ "${STOP_AFTER:-}" != pairs ] || exit 0
 phase whole 1 "$runs/folded" --set "pairs=$runs/pairs" --set train=base --set "batch=${BATCH:-64}" --set "steps=${STEPS:-2700}" \
   --set lr=8e-4 --set warmup=150 --set lr_end=0.02 --set ema=0.998 --set seed=91 \
   --set 'scales={"fixed":{"4":0.7},"uniform":[1.5,4.0]}' --set "init_discriminator=$critic"

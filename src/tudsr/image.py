@@ -162,6 +162,7 @@ def picture_like(picture: Picture, obj: PictureLike) -> PictureLike:
 
 
 _NUMPY_INTEGERS = {torch.uint8: np.uint8, torch.uint16: np.uint16}
+_INTEGERS = {numpy: own for own, numpy in _NUMPY_INTEGERS.items()}
 
 
 def _tensor_to_hwc(x: Tensor) -> NDArray:
@@ -216,22 +217,25 @@ def values_of(pixels: Tensor, alpha: Tensor | None, grey: bool, dtype: DTypeLike
     """Turn rows of a picture into plain numbers.
 
     Args:
-        pixels: (1, 3, rows, W), RGB in [-1, 1]; clamped.
-        alpha: (1, 1, rows, W) in [0, 1], or None.
+        pixels: (1, 3, rows, W), RGB in [-1, 1], on any device; clamped.
+        alpha: (1, 1, rows, W) in [0, 1], on any device, or None.
         grey: whether one colour channel is wanted, the luma.
         dtype: uint8, uint16 or a float, whose white is 1.
 
     Returns:
         (rows, W, C); C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
     """
-    strip, peak = pixels[0].detach().cpu().float(), _peak(dtype)
+    strip, peak = pixels[0].detach().float(), _peak(dtype)
     if grey:
         strip = torch.einsum("c,chw->hw", strip.new_tensor(_LUMA), strip)[None]
     planes = [_scaled(strip * 0.5 + 0.5, peak)]
     if alpha is not None:
-        planes.append(_scaled(alpha[0].detach().cpu().float(), peak))
+        planes.append(_scaled(alpha[0].detach().to(strip), peak))
     values = np.empty((*strip.shape[-2:], sum(map(len, planes))), dtype)
-    torch.from_numpy(values).permute(2, 0, 1).copy_(torch.cat(planes))  # torch converts faster than NumPy
+    whole = torch.cat(planes)  # (C, rows, W)
+    if whole.is_cuda:  # whole numbers are a quarter of what has to come over
+        whole = whole.to(_INTEGERS.get(values.dtype.type, whole.dtype)).cpu()
+    torch.from_numpy(values).permute(2, 0, 1).copy_(whole)  # torch converts faster than NumPy
     return values
 
 

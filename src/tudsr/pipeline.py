@@ -116,18 +116,24 @@ class TUDSR:
                 if found.most_px != request.most_px:
                     warnings.warn(found.shrunk, stacklevel=2)
                 request = found.applied(request)
-            enlarge = partial(self.upscale_picture, picture, progress=progress)
+            enlarge = partial(self.upscale_picture, picture, progress=progress, to_cpu=False)
             return picture_like(until_it_fits(enlarge, request, self.config.windows, warnings.warn), image)
 
-    def upscale_picture(self, picture: Picture, request: Request, progress: Progress | None = None) -> Picture:
-        """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation."""
+    def upscale_picture(
+        self, picture: Picture, request: Request, progress: Progress | None = None, *, to_cpu: bool = True
+    ) -> Picture:
+        """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation.
+
+        The pixels come to the CPU, or stay where they were made, which may be a GPU.
+        """
         with self.lock, self._graphs.until_an_error():
             # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
             where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
             request, store, size = self.settled(request), MemoryStore(where), (picture.height, picture.width)
             plan = self.plan(*size, request)
             rows = self.run_passes(part_of(picture.pixels.to(where)), size, plan, request, store, progress)
-            pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width).cpu()
+            pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width)
+            pixels = pixels.cpu() if to_cpu else pixels
         alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width).clamp_(0, 1)
         return replace(picture, pixels=pixels, alpha=alpha)
 

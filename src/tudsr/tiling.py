@@ -173,12 +173,19 @@ def window_weight(
     Returns:
         (1, 1, window_h, window_w), in (0, 1].
     """
-    rows = axis_weights(grid.ys, grid.window_h)[grid.ys.index(window.y0)]
-    columns = axis_weights(grid.xs, grid.window_w)[grid.xs.index(window.x0)]
     # On CUDA the product is made there, which is quicker than to send it; MPS has no float64.
-    there = device if torch.device(device or "cpu").type == "cuda" else "cpu"
-    weight = torch.outer(*(torch.tensor(axis, device=there) for axis in (rows, columns)))
-    return weight.to(device, dtype)[None, None]  # (h, w) -> (1, 1, h, w)
+    there = torch.device(device or "cpu")
+    there = there if there.type == "cuda" else torch.device("cpu")
+    rows = _axis_on(there, grid.ys, grid.window_h)[grid.ys.index(window.y0)]
+    columns = _axis_on(there, grid.xs, grid.window_w)[grid.xs.index(window.x0)]
+    return torch.outer(rows, columns).to(device, dtype)[None, None]  # (h, w) -> (1, 1, h, w)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training too
+def _axis_on(device: torch.device, starts: tuple[int, ...], side: int) -> Tensor:
+    """Return `axis_weights` on a device: sent there at every window, they would each time wait for its work."""
+    return torch.tensor(axis_weights(starts, side), device=device)
 
 
 @lru_cache(maxsize=64)
