@@ -41,6 +41,17 @@ def test_nothing_has_numbers(shapes):
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
+def test_a_window_is_counted_once_for_a_model(config_folder, monkeypatch):
+    shapes, ran = meta_model(config_folder, torch.float32), []
+    real = Stage.forward
+    monkeypatch.setattr(Stage, "forward", lambda self, x: ran.append(tuple(x.shape)) or real(self, x))
+    first = window_cost(shapes, 32, 48)
+    assert window_cost(shapes, 32, 48) is first
+    assert window_cost(shapes, 48, 32) == first
+    assert ran == [(1, 3, 32, 48), (1, 3, 48, 32)]
+    assert window_cost(meta_model(config_folder, torch.bfloat16), 32, 48) != first
+
+
 @pytest.mark.parametrize("size", [(32, 32), (48, 64)])
 def test_shapes_cost_what_the_real_network_does(shapes, model_folder, size):
     """The real one runs with its adapter, on numbers."""

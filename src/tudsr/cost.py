@@ -44,6 +44,7 @@ _ALPHA = 4  # bytes a pixel: transparency, which few pictures have
 _STRIPS = 10  # strips of rows that upsampling, the colour fix and writing hold at once
 _BYTES_PER_FLOAT32 = 4
 _TIMESTEPS = 1000
+_counted: "weakref.WeakKeyDictionary[Backbone, dict[tuple[int, int], WindowCost]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +129,11 @@ def pass_costs(model: Model, plan: Plan, windows: WindowRange) -> tuple[PassCost
     Raises:
         ConfigError: when the overlap leaves no window that advances.
     """
-    found: dict[tuple[int, int], WindowCost] = {}
-    passes = []
-    for step in plan.passes:
-        grid = plan_windows(step.height, step.width, windows)
-        size = grid.window_h, grid.window_w
-        if size not in found:
-            found[size] = window_cost(model, *size)
-        passes.append(PassCost(step=step, grid=grid, window=found[size]))
-    return tuple(passes)
+    grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
+    return tuple(
+        PassCost(step=step, grid=grid, window=window_cost(model, grid.window_h, grid.window_w))
+        for step, grid in zip(plan.passes, grids, strict=True)
+    )
 
 
 def window_bytes(window: WindowCost, dtype: torch.dtype) -> int:
@@ -144,20 +141,22 @@ def window_bytes(window: WindowCost, dtype: torch.dtype) -> int:
     return int(WORKSPACE[dtype] * window.live_bytes)
 
 
-@torch.no_grad()
 def window_cost(model: Model, height: int, width: int) -> WindowCost:
-    """Count one window of a size: encode, one step, decode.
+    """Count one window of a size, encode, one step, decode: once for a model, as a large one takes seconds.
 
     Args:
         model: from `meta_model`.
         height: rows of the window, a multiple of the model's stride.
         width: columns of the window, likewise.
     """
-    stage = Stage(model.backbone, model.config.t1, None)
-    flops = FlopCounterMode(display=False)
-    with LiveBytes(model.backbone) as live, flops, _FusedAttention():
-        stage(torch.empty(1, 3, height, width, device=META))
-    return WindowCost(flop=flops.get_total_flops(), live_bytes=live.most)
+    found = _counted.setdefault(model.backbone, {})
+    if (height, width) not in found:
+        stage = Stage(model.backbone, model.config.t1, None)
+        flops = FlopCounterMode(display=False)
+        with torch.no_grad(), LiveBytes(model.backbone) as live, flops, _FusedAttention():
+            stage(torch.empty(1, 3, height, width, device=META))
+        found[height, width] = WindowCost(flop=flops.get_total_flops(), live_bytes=live.most)
+    return found[height, width]
 
 
 def weights_bytes(model: Model, *, merged: bool = True) -> int:

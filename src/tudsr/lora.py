@@ -82,11 +82,11 @@ def merged(unet: nn.Module, name: str | None) -> Iterator[None]:
     runs.
     """
     adapted = [module for module in unet.modules() if isinstance(module, LoraLayer)]
-    carriers = set(map(id, layers(unet, name).values())) if name else set()
-    assert carriers or name is None, f"no adapter {name!r} is attached"
+    names = [name if name in layer.lora_A else None for layer in adapted]
+    assert any(names) or name is None, f"no adapter {name!r} is attached"
     try:
-        for layer in adapted:
-            layer.forward = _merged_forward(layer, name if id(layer) in carriers else None)
+        for layer, own in zip(adapted, names, strict=True):
+            layer.forward = _merged_forward(layer, own)
         yield
     finally:
         for layer in adapted:
@@ -170,7 +170,8 @@ def switched(unet: nn.Module, name: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def scaled(unet: nn.Module, name: str | None, strength: float) -> Iterator[None]:
     """Run the named adapter with its weights times `strength`; 0 is the bare base. Its own scaling comes back after."""
-    before = [(layer, layer.scaling[name]) for layer in layers(unet, name).values()] if name else []
+    changed = layers(unet, name).values() if name and strength != 1 else ()
+    before = [(layer, layer.scaling[name]) for layer in changed]
     try:
         for layer, own in before:
             layer.scaling[name] = own * strength

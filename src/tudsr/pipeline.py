@@ -27,7 +27,7 @@ from tudsr.request import Request, parse_memory, until_it_fits
 from tudsr.resize import Region, part_of, rows_of, upsample, upsampled
 from tudsr.spread import Spread
 from tudsr.stage import Stage, inference
-from tudsr.tiling import Fn, Progress, tiled_rows
+from tudsr.tiling import Fn, Progress, share_of_progress, tiled_rows
 from tudsr.whole import latent_grid, restored
 from tudsr.windows import WindowGrid, plan_windows
 
@@ -184,7 +184,7 @@ class TUDSR:
                 size = before.height, before.width
                 source = store.fill(f"pass_{number}", *size, rows)
             keep = partial(store.fill, f"pass_{number + 1}_unfixed", step.height, step.width)
-            rows = self._pass_rows(source, size, step, request, keep, _share(progress, counts, number))
+            rows = self._pass_rows(source, size, step, request, keep, share_of_progress(progress, counts, number))
         assert rows is not None, "a plan has at least one pass"
         return rows
 
@@ -292,13 +292,6 @@ class TUDSR:
     def shapes(self) -> Model:
         """The model without numbers, to count on."""
         return shapes_of(self.model)
-
-
-def _share(progress: Progress | None, counts: list[int], number: int) -> Progress | None:
-    """Let one pass count its windows among those of all passes."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(sum(counts[:number]) + done, sum(counts))
 
 
 load = TUDSR.load

@@ -98,8 +98,9 @@ def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
         What the stage makes of windows, (b, 3, h, w), wherever they lie: only they go to its device, and come back.
     """
     device = stage.backbone.device
-    modes = [(module, module.training) for module in stage.modules()]
-    stage.eval()
+    training = [module for module in stage.modules() if module.training]
+    for module in training:  # by itself: to walk through a large net again would take longer than a small picture
+        module.training = False
     try:
         with contextlib.ExitStack() as active:
             with torch.no_grad():
@@ -114,5 +115,5 @@ def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
 
             yield restore
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True

@@ -93,6 +93,13 @@ def tiled_rows(
             top = finished
 
 
+def share_of_progress(progress: Progress | None, counts: list[int], number: int) -> Progress | None:
+    """Let one of several passes, of that many windows each, count its windows among those of all."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(sum(counts[:number]) + done, sum(counts))
+
+
 def _row(grid: WindowGrid, y0: int) -> list[Window]:
     return [Window(y0=y0, x0=x0, y1=y0 + grid.window_h, x1=x0 + grid.window_w) for x0 in grid.xs]
 

@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ def calls(monkeypatch):
     """Replace the loop and the estimator by recorders."""
     seen = []
 
-    def train(config, *, resume, progress, notes):
+    def train(config, *, resume, progress, notes, stop):
         notes("6 photos usable, 0 unreadable, 2 too small")
         for step in (1, 2):
             progress(step, 2, {"loss_g": 0.5, "other": 1.0})
@@ -93,3 +95,34 @@ def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, ca
         str(tmp_path / "estimate_t.json"),
         "No estimate_t.png was drawn: matplotlib is missing, which the extra [train] brings.",
     ]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (None, 0)])
+def test_a_signal_ends_the_run_after_its_step(model, monkeypatch, call, tmp_path, number, expected):
+    def train(config, *, resume, progress, notes, stop):
+        for step in range(1, config.steps + 1):
+            if number and step == 2:
+                os.kill(os.getpid(), number)
+            progress(step, config.steps, {})
+            if stop():
+                break
+        return {}
+
+    monkeypatch.setattr(app, "train", train)
+    out = tmp_path / "run"
+    options = ["--stage", 1, "--model", model, "--data", tmp_path / "photos", "--out", out, "--set", "steps=5"]
+    code, _, err = call("train", *options)
+    said = f"Stopped after step 2 of 5. {out / 'model'} is of it; --resume goes on."
+    assert (code, said in " ".join(err.split())) == (expected, number is not None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_does_not_wait_for_the_step(model, monkeypatch, call, tmp_path):
+    def train(config, *, resume, progress, notes, stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one was not heard")
+
+    monkeypatch.setattr(app, "train", train)
+    options = ["--stage", 1, "--model", model, "--data", tmp_path / "photos", "--out", tmp_path / "run"]
+    assert call("train", *options)[0] == 130

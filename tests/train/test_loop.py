@@ -417,6 +417,22 @@ def test_a_run_that_fails_and_resumes_ends_the_same(make_config, tmp_path, one_t
     assert_no_duplicates(config)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_is_stopped_leaves_a_model_and_resumes_to_the_same_end(make_config, tmp_path, one_thread, workers):
+    changes = {"steps": 6, "checkpoint_every": 4, "workers": workers}
+    whole = make_config(out=tmp_path / "whole", **changes)
+    train(whole)
+    config = make_config(**changes)
+    told = []
+    train(config, progress=lambda step, *_: told.append(step), stop=lambda: told[-1] == 3)
+    assert told == [1, 2, 3]
+    assert load_state(config.out / "state.pt")["step"] == 3
+    assert load_model(config.out / "model", torch.device("cpu"), torch.float32).config.training[-1]["step"] == 3
+    train(config, resume=True)
+    assert_same_end(whole.out, config.out)
+    assert_no_duplicates(config)
+
+
 SCRIPT = """
 import sys, torch
 from pathlib import Path

@@ -161,6 +161,13 @@ def test_the_exact_loop_is_backpropagation_through_the_tiled_stage(make_task):
     assert parts["loss_g_mse"].item() == pytest.approx((sr.detach() - data["gt"]).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("overlap_px", "windows"), [(8, 4), (16, 4), (24, 4), (32, 1)])
+def test_an_overlap_above_half_of_a_chunk_grows_the_windows(make_task, overlap_px, windows):
+    grid = make_task(**STAGE_2 | {"crop_px": 64, "loop": "exact", "overlap_px": overlap_px}).grid
+    assert len(grid.windows) == windows
+    assert grid.window_w == {8: 40, 16: 40, 24: 48, 32: 64}[overlap_px]
+
+
 def test_the_papers_loop_sums_its_chunks(make_task):
     task = make_task(torch.float64, **STAGE_2, losses={"mse": 2.0})
     data = batch(128, dtype=torch.float64)
@@ -289,7 +296,7 @@ def test_without_a_gan_there_is_no_discriminator(make_task):
     [
         ({"crop_px": 68}, "crop_px / n is 68; a multiple of this model's stride, 8 px"),
         ({"stage": 0, "train": "base", "crop_px": 68}, "crop_px / n is 68"),
-        (STAGE_2 | {"crop_px": 64, "loop": "exact", "overlap_px": 24}, "overlap_px.*at most half of min_px"),
+        (STAGE_2 | {"crop_px": 64, "loop": "exact", "overlap_px": 40}, "overlap_px.*at most half of min_px"),
         ({"losses": {"psnr": 1.0}}, "'psnr' is not a known loss; known ones: .*mae"),
         ({"discriminator": "vgg"}, "Unknown discriminator 'vgg'; known ones: dinov3"),
         ({"discriminator_options": {"depth": 3}}, "no option 'depth'"),

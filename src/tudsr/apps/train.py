@@ -1,7 +1,13 @@
 """`tudsr train`: settings from the command line, a progress bar, the loop."""
 
+import contextlib
 import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tudsr.apps.report import steps_bar
 from tudsr.checkpoint import check_folder
@@ -15,6 +21,8 @@ _SHOWN = ("loss_g", "loss_d", "loss_prior", "val_score")
 
 def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
     """Train under a progress bar with ETA; of several processes only the first draws it.
+
+    Ctrl-C or SIGTERM ends the run after its step, with a checkpoint and OUT/model, and then the program.
 
     Args:
         config: the run.
@@ -38,7 +46,40 @@ def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
         def note(line: str) -> None:
             bar.console.print(line, markup=False)
 
-        return train(config, resume=resume, progress=progress, notes=note)
+        with _asked_to_stop(note) as signals:
+            figures = train(config, resume=resume, progress=progress, notes=note, stop=lambda: bool(signals))
+        step = int(bar.tasks[task].completed)
+        if signals and step < config.steps:
+            note(f"Stopped after step {step} of {config.steps}. {config.out / 'model'} is of it; --resume goes on.")
+            sys.exit(128 + signals[0])
+        return figures
+
+
+@contextlib.contextmanager
+def _asked_to_stop(note: Callable[[str], None]) -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM instead of ending by it; a second one does what it would have done."""
+    found: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # others cannot, and nobody signals them
+        yield found
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def put_back() -> None:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+    def stop(number: int, _frame: Any) -> None:
+        found.append(number)
+        put_back()
+        note("Stopping after this step; once more to stop at once.")
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield found
+    finally:
+        put_back()
 
 
 def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.backbones.activations import reuse_maps
+from tudsr.backbones.norms import keep_layout
 from tudsr.backbones.precision import in_float32
 
 
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
         self.unet, self.vae = unet, vae
         for part in (unet, vae):
             reuse_maps(part)
+            keep_layout(part)
         self.prediction_type = prediction_type
         self._overflowed: tuple[nn.Module, ...] = ()
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
@@ -40,12 +42,18 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the UNet's weights."""
-        return self.unet.dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the UNet's weights."""
-        return self.unet.device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        """The base's first weight: diffusers' own properties look through all modules for theirs, at every question."""
+        weight: Tensor = next(self.unet.parameters())
+        return weight
 
     @property
     def wide_dtype(self) -> torch.dtype:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 _LEAST_PX = 128 * 128
+transform = torch.ops.aten.batch_norm_elemt.out
 
 
 class MapGroupNorm(nn.GroupNorm):
@@ -13,19 +14,21 @@ class MapGroupNorm(nn.GroupNorm):
         """Return the normalised (B, C, H, W), of the same dtype."""
         large = x.is_cuda and x.ndim == 4 and x.shape[-2] * x.shape[-1] >= _LEAST_PX and not torch.is_grad_enabled()
         if large and x.is_contiguous(memory_format=torch.channels_last) and self.affine:
-            return torch.cat([self._one(one) for one in x.split(1)]) if len(x) > 1 else self._one(x)
+            return self._by_channels(x)
         return super().forward(x)
 
-    def _one(self, x: Tensor) -> Tensor:
-        # A channel's statistics first, by the kernels that batch normalisation has for this layout, in float32.
-        mean, inverse = torch.batch_norm_stats(x, self.eps)  # (C,), 1 / sqrt(variance + eps)
-        means = mean.view(self.num_groups, -1)
-        variances = inverse.pow(-2).view(self.num_groups, -1)  # with eps
-        centre = means.mean(dim=1, keepdim=True)
-        spread = variances.mean(dim=1, keepdim=True) + (means - centre).square().mean(dim=1, keepdim=True)
-        each = means.shape[1]
-        centre, scale = (one.expand(-1, each).reshape(-1) for one in (centre, spread.rsqrt()))
-        return torch.batch_norm_elemt(x, self.weight, self.bias, centre, scale, self.eps)
+    def _by_channels(self, x: Tensor) -> Tensor:
+        # The kernels that batch normalisation has for this layout, in float32: they take one picture's statistics by
+        # channel, and transform it by channel. Between the two, channels make up groups.
+        found = [torch.batch_norm_stats(one, self.eps) for one in x.split(1)]  # (C,), 1 / sqrt(variance + eps)
+        mean, inverse = (torch.stack(each).view(len(x), self.num_groups, -1) for each in zip(*found, strict=True))
+        centre = mean.mean(dim=-1, keepdim=True)
+        spread = (inverse.pow(-2) + (mean - centre).square()).mean(dim=-1, keepdim=True)  # variance + eps
+        centre, scale = (one.expand_as(mean).reshape(len(x), -1) for one in (centre, spread.rsqrt()))
+        out = torch.empty_like(x)
+        for one, made, shift, factor in zip(x.split(1), out.split(1), centre, scale, strict=True):
+            transform(one, self.weight, self.bias, shift, factor, self.eps, out=made)
+        return out
 
 
 def keep_layout(net: nn.Module) -> None:

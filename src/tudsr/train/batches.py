@@ -1,5 +1,6 @@
 """The samples of a run, in their order, from the photos to the device."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Batches:
         indices = [list(range(g * c.batch, (g + 1) * c.batch)) for g in groups]
         loader = DataLoader(
             self.dataset, batch_sampler=indices, num_workers=c.workers,
-            worker_init_fn=_one_thread if c.workers else None,
+            worker_init_fn=_settled if c.workers else None,
             generator=torch.Generator(),  # else each start would draw from the global one, whose state is saved
         )  # fmt: skip
         try:
@@ -72,5 +73,8 @@ class Batches:
         return pictures
 
 
-def _one_thread(worker: int) -> None:
+def _settled(worker: int) -> None:
+    """Give a worker one thread, and leave it to its parent when a run is stopped: Ctrl-C reaches both."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

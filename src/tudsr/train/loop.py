@@ -33,10 +33,16 @@ from tudsr.train.validate import Validation, validation_side_px
 _PATIENCE = timedelta(hours=2)
 Progress = Callable[[int, int, dict[str, float]], None]
 Notes = Callable[[str], None]
+Stop = Callable[[], bool]
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, progress: Progress | None = None, notes: Notes | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    notes: Notes | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, float]:
     """Run one stage to its end and write OUT/model (the averaged weights) and OUT/best (the best validated ones).
 
@@ -45,6 +51,8 @@ def train(
         resume: go on from OUT/state.pt if it is there; a finished run is left as it is.
         progress: called after each step with (step, steps, latest figures); figures are renewed every log_every steps.
         notes: called with lines worth showing, such as how many photos were left out.
+        stop: asked after each step, of several processes after those that are logged; where it, or another process's,
+            says yes, the run ends there, with a checkpoint and OUT/model, and can be resumed.
 
     Returns:
         The last figures.
@@ -53,7 +61,9 @@ def train(
         ConfigError, DataError, ModelError, WeightsError: before any work, in one sentence.
         TudsrError: when gradients are no longer finite; the last checkpoint is intact.
     """
-    return Trainer(config, resume, notes or (lambda _: None)).run(progress or (lambda *_: None))
+    return Trainer(config, resume, notes or (lambda _: None)).run(
+        progress or (lambda *_: None), stop or (lambda: False)
+    )
 
 
 class Trainer:
@@ -102,8 +112,8 @@ class Trainer:
         lr = c.lr if name == "g" else c.lr_d
         return torch.optim.AdamW(self.task.nets[name], lr=lr, weight_decay=c.weight_decay)
 
-    def run(self, progress: Progress) -> dict[str, float]:
-        """Train to the last step."""
+    def run(self, progress: Progress, stop: Stop = lambda: False) -> dict[str, float]:
+        """Train to the last step, or to the one after which somebody says stop."""
         config = self.config
         finished = self.step >= config.steps and self._is_exported()
         if self._is_main and not finished:
@@ -127,11 +137,20 @@ class Trainer:
             if "save" in due:
                 self._save()
             progress(self.step, config.steps, self.figures)
+            if ("report" in due or self.accelerator.num_processes == 1) and self._any(stop()):
+                if "save" not in due:
+                    self._save()
+                break
         if self._is_main:
             self._export("model")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return self.figures
+
+    def _any(self, mine: bool) -> bool:
+        """Say whether any process says yes."""
+        said = torch.tensor(int(mine), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(said, reduction="sum")) if self.accelerator.num_processes > 1 else mine
 
     def _due(self, step: int) -> set[str]:
         """Return what happens after a step; all of it after the last one."""

@@ -1,0 +1,64 @@
+"""Group normalisation in channels_last: the values of torch's own, by CUDA's kernels or by stand-ins for them."""
+
+import pytest
+import torch
+from torch import nn
+
+from tudsr.backbones import norms
+from tudsr.backbones.norms import MapGroupNorm, keep_layout
+
+
+def statistics(x, eps):
+    variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3), unbiased=False)
+    return mean, (variance + eps).rsqrt()
+
+
+def transformed(x, weight, bias, mean, inverse, _eps, out):
+    weight, bias, mean, inverse = (one[:, None, None] for one in (weight, bias, mean, inverse))
+    out.copy_((x - mean) * inverse * weight + bias)
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    plain = nn.GroupNorm(4, 24, eps=1e-6)
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    ours = nn.GroupNorm(4, 24, eps=1e-6)
+    ours.load_state_dict(plain.state_dict())
+    keep_layout(ours)
+    assert type(ours) is MapGroupNorm
+    return plain, ours
+
+
+def test_channels_make_up_the_groups_statistics(pair, monkeypatch):
+    monkeypatch.setattr(torch, "batch_norm_stats", statistics, raising=False)
+    monkeypatch.setattr(norms, "transform", transformed)
+    plain, ours = (net.double() for net in pair)
+    # channels of one group far apart: their means are part of the group's variance
+    x = torch.randn(2, 24, 9, 7, dtype=torch.float64) * torch.rand(24, 1, 1) + 10 * torch.randn(2, 24, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(ours._by_channels(x), plain(x), rtol=1e-6, atol=1e-8)
+
+
+def test_elsewhere_it_is_torchs_own(pair):
+    plain, ours = pair
+    x = torch.randn(2, 24, 130, 130).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_on_cuda_large_maps_keep_their_layout_and_values(pair, batch, monkeypatch):
+    plain, ours = (net.cuda().to(torch.bfloat16) for net in pair)
+    x = (torch.randn(batch, 24, 160, 144, device="cuda") * 3 + 1).to(torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last)
+    exact = nn.functional.group_norm(x.double(), 4, plain.weight.double(), plain.bias.double(), 1e-6)
+    with torch.no_grad():
+        made, other = ours(x), plain(x)
+        monkeypatch.setattr(norms, "_LEAST_PX", x[0, 0].numel() + 1)
+        assert torch.equal(ours(x), other)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert (made - exact).abs().max() <= 1.1 * (other - exact).abs().max()
