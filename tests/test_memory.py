@@ -262,7 +262,7 @@ def test_the_benchmark_tells_a_budget_that_was_not_kept_to(monkeypatch, row, kep
     import memory
 
     assert (memory.broken([{"within": True}, row]) == []) is kept
-    script = (Path(__file__).parents[1] / "scripts" / "gpu" / "bench.sh").read_text()
+    script = (Path(__file__).parents[1] / "scripts" / "gpu" / "bench_memory.sh").read_text()
     assert "memory.py --strict" in script
     assert script.rstrip().endswith('exit "$failed"')
 

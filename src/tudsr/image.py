@@ -162,7 +162,6 @@ def picture_like(picture: Picture, obj: PictureLike) -> PictureLike:
 
 
 _NUMPY_INTEGERS = {torch.uint8: np.uint8, torch.uint16: np.uint16}
-_INTEGERS = {numpy: own for own, numpy in _NUMPY_INTEGERS.items()}
 
 
 def _tensor_to_hwc(x: Tensor) -> NDArray:
@@ -233,9 +232,9 @@ def values_of(pixels: Tensor, alpha: Tensor | None, grey: bool, dtype: DTypeLike
         planes.append(_scaled(alpha[0].detach().to(strip), peak))
     values = np.empty((*strip.shape[-2:], sum(map(len, planes))), dtype)
     whole = torch.cat(planes)  # (C, rows, W)
-    if whole.is_cuda:  # whole numbers are a quarter of what has to come over
-        whole = whole.to(_INTEGERS.get(values.dtype.type, whole.dtype)).cpu()
-    torch.from_numpy(values).permute(2, 0, 1).copy_(whole)  # torch converts faster than NumPy
+    if whole.is_cuda and values.dtype == np.uint8:  # a quarter of the bytes to send
+        whole = whole.to(torch.uint8)
+    torch.from_numpy(values).permute(2, 0, 1).copy_(whole.cpu())  # torch converts faster than NumPy
     return values
 
 
