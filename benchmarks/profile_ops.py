@@ -25,7 +25,9 @@ GROUPS = {
     "attention": ("sdpa", "scaled_dot_product", "attention", "flash", "fmha", "softmax"),
     "convolution": ("convol", "conv2d", "conv_", "fprop", "dgrad", "winograd", "depthwise"),
     "matrix product": ("gemm", "gemv", "nvjet", "splitk", "::mm", "::bmm", "addmm", "baddbmm", "matmul", "::linear"),
-    "normalisation": ("group_norm", "groupnorm", "layer_norm", "layernorm", "rowwisemoments", "computefusedparams"),
+    "normalisation": (
+        "group_norm", "groupnorm", "batch_norm", "layer_norm", "layernorm", "rowwisemoments", "computefusedparams",
+    ),
     "activation": ("silu", "gelu", "relu", "sigmoid", "tanh"),
     "interpolation": ("upsample", "interpolate", "grid_sampl"),
     "copy and cast": (

@@ -5,7 +5,7 @@
 
 A case is SIDExSCALE and options of `upscale` as a JSON object. For machines where a process takes long to start;
 upscale.py, whose every run is a process of its own, knows cold starts too. On a GPU the peak is what the process held
-of it during the case.
+of it during the case, on a CPU what it held since its start.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def main() -> None:
         size, _, options = text.partition(" ")
         side, scale = int(size.split("x")[0]), float(size.split("x")[1])
         case = side, scale, json.loads(options or "{}")
-        row = measure(loaded, *case, args.runs)
-        plan = loaded.plan(side, side, Request(scale=scale))
-        useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
+        row, request = measure(loaded, *case, args.runs), Request.of({"scale": scale, **case[2]})
+        counted = pass_costs(shapes, loaded.plan(side, side, request), request.windows(shapes.config.windows))
+        useful = sum(one.useful_flop for one in counted) / 1e12
         share = useful / row["seconds"]["median"] / matmul
         rows.append(row | {"useful_tflop": round(useful, 3), "useful_share_of_matmul": round(share, 3)})
         print(json.dumps(rows[-1]), flush=True)

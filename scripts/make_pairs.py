@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, Dataset
 
 from tudsr.data.degradation import DegradationMix, degrade
-from tudsr.data.photos import PhotoStore, find_photos, split_photos
+from tudsr.data.photos import PhotoStore, Pixels, find_photos, split_photos
 from tudsr.device import pick_device, pick_dtype
 
 SIDE_PX = 512
@@ -50,11 +50,11 @@ def teacher(weights: Path, device: torch.device) -> torch.nn.Module:
     return ModelLoader().load_from_state_dict(state).model.eval().to(device, dtype, memory_format=torch.channels_last)
 
 
-class Crops(Dataset[dict[str, Any]]):
-    """Squares of photos and their LQ pictures, which depend on the seed and the index alone.
+class Crops(Dataset[list[dict[str, Any]]]):
+    """Squares of each photo and their LQ pictures, which depend on the seed and their index alone.
 
-    A sample is a dict: `gt` (3, 512, 512) and `lq`, float32 in [-1, 1], the latter of whole levels of 255, as its file
-    will hold it; `index`. Of a photo that is broken both are None.
+    An item is a photo's list of dicts: `gt` (3, 512, 512) and `lq`, float32 in [-1, 1], the latter of whole levels of
+    255, as its file will hold it; `index`. Of a photo that is broken it is empty.
     """
 
     def __init__(self, paths: Sequence[Path], crops: int, ratio: int, mix: DegradationMix, seed: int) -> None:
@@ -62,12 +62,14 @@ class Crops(Dataset[dict[str, Any]]):
         self._crops, self._side, self._mix, self._seed = crops, SIDE_PX // ratio, mix, seed
 
     def __len__(self) -> int:
-        return len(self._photos.paths) * self._crops
+        return len(self._photos.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self._photos.get(index // self._crops)
-        if pixels is None:
-            return {"index": index, "gt": None, "lq": None}
+    def __getitem__(self, photo: int) -> list[dict[str, Any]]:
+        pixels = self._photos.get(photo)
+        numbers = range(photo * self._crops, (photo + 1) * self._crops)
+        return [] if pixels is None else [self._crop(pixels, index) for index in numbers]
+
+    def _crop(self, pixels: Pixels, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self._seed, index))
         top, left = (int(rng.integers(side - SIDE_PX + 1)) for side in pixels.shape[:2])
         square = np.array(pixels[top : top + SIDE_PX, left : left + SIDE_PX])
@@ -101,13 +103,14 @@ def save(path: Path, picture: torch.Tensor) -> None:
 
 def write(out: Path, sample: dict[str, Any], taught: torch.Tensor | None, low_sigma: float | None, true: bool) -> None:
     """Write the pairs of one sample: with the teacher's picture, with the photo, or one of each."""
-    for name, target in (("", taught), ("t", sample["gt"] if true else None)):
-        if target is None:
-            continue
-        if target is taught and low_sigma:
-            target = with_low_of(sample["gt"], target, low_sigma)
-        save(out / "lq" / f"{sample['index']:05d}{name}.png", sample["lq"])
-        save(out / "gt" / f"{sample['index']:05d}{name}.png", target)
+    targets = {}
+    if taught is not None:
+        targets[f"{sample['index']:05d}"] = with_low_of(sample["gt"], taught, low_sigma) if low_sigma else taught
+    if true:
+        targets[f"{sample['index']:05d}{'' if taught is None else 't'}"] = sample["gt"]
+    for name, target in targets.items():
+        save(out / "lq" / f"{name}.png", sample["lq"])
+        save(out / "gt" / f"{name}.png", target)
 
 
 def main() -> None:
@@ -126,26 +129,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that degrade")
     args = parser.parse_args()
+    if args.teacher is None and (args.low_sigma or args.true_share):
+        parser.error("--low-sigma and --true-share go with --teacher")
     found = [path for path in find_photos(args.photos) if not any(part in path.as_posix() for part in args.exclude)]
     weights = {name: float(weight) for name, _, weight in (part.partition("=") for part in args.mix)}
     paths = split_photos(found, args.val_count, seed=0, root=args.photos)[0][: args.limit]
-    crops = Crops(paths, args.crops, args.ratio, DegradationMix(weights=weights), args.seed)
+    photos = Crops(paths, args.crops, args.ratio, DegradationMix(weights=weights), args.seed)
     for kind in ("gt", "lq"):
         (args.out / kind).mkdir(parents=True, exist_ok=True)
     model, begun = args.teacher and teacher(args.teacher, pick_device()), time.perf_counter()
-    loader, done = DataLoader(crops, batch_size=None, num_workers=args.workers), []
     with ThreadPoolExecutor(max(1, args.workers)) as pool:
-        for sample in loader:
-            index = sample["index"]
-            if sample["gt"] is not None:
+        for done, samples in enumerate(DataLoader(photos, batch_size=None, num_workers=args.workers), 1):
+            written = []
+            for sample in samples:
                 taught = enlarge(model, sample["lq"], args.ratio) if model else None
-                # spread evenly, the same ones in every run
+                index = sample["index"]  # those that come with their photo are spread evenly, the same in every run
                 true = model is None or int((index + 1) * args.true_share) > int(index * args.true_share)
-                done.append(pool.submit(write, args.out, sample, taught, args.low_sigma, true))
-            if (index + 1) % 100 == 0:
-                print(f"{index + 1}/{len(crops)} crops, {time.perf_counter() - begun:.0f} s", flush=True)
-    for one in done:
-        one.result()
+                written.append(pool.submit(write, args.out, sample, taught, args.low_sigma, true))
+            for one in written:
+                one.result()
+            print(f"{done}/{len(photos)} photos, {time.perf_counter() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

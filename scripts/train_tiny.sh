@@ -15,7 +15,7 @@ common=(--data "$photos" --set val_count=12 --set checkpoint_every=100 --set
 phase() { # phase NAME STAGE FROM settings...
   local out=$runs/$1 stage=$2 from=$3
   shift 3
-  [ -f "$out/model/tudsr.json" ] || "$bin/tudsr" train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
+  "$bin/tudsr" train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
 }
 
 [ -f "$runs/random/tudsr.json" ] || "$bin/tudsr" models init tiny --random-weights --out "$runs/random"

@@ -18,8 +18,8 @@ stage_2=(--set crop_px=256 --set batch=2 --set loss_crop_px=128 --set loss_crops
 phase() { # phase NAME STAGE FROM settings...
   local out=$runs/$1 stage=$2 from=$3
   shift 3
-  [ -f "$out/model/tudsr.json" ] ||
-    "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
+  # A run that is finished is left as it is; a stopped one, which has a model too, goes on.
+  "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
 }
 
 mkdir -p "$runs"

@@ -18,19 +18,20 @@ common=(--data "$photos" --set val_count=12 --set val_every=100000 --set checkpo
 phase() { # phase NAME STAGE FROM settings...
   local out=$runs/$1 stage=$2 from=$3
   shift 3
-  [ -f "$out/model/tudsr.json" ] ||
-    "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
+  # A run that is finished is left as it is; a stopped one, which has a model too, goes on.
+  "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
 }
 
 mkdir -p "$runs"
 [ -d "$runs/folded" ] || "$python" scripts/adapters.py fold "$model" "$runs/folded" &
+fold=$!
 if [ ! -d "$runs/pairs" ]; then
   rm -rf "$runs/pairs.part"
   "$python" scripts/make_pairs.py "$photos" "$runs/pairs.part" --teacher "$teacher" --low-sigma 6 --true-share 0.6 \
     --mix light=0.6 heavy=0.1 camera=0.3 --exclude "${mine[@]}" --crops "${CROPS:-8}" --seed 91 --workers "$workers"
   mv "$runs/pairs.part" "$runs/pairs"
 fi
-wait
+wait "$fold"
 [ "${STOP_AFTER:-}" != pairs ] || exit 0
 phase whole 1 "$runs/folded" --set "pairs=$runs/pairs" --set train=base --set "batch=${BATCH:-64}" --set "steps=${STEPS:-2700}" \
   --set lr=8e-4 --set warmup=150 --set lr_end=0.02 --set ema=0.998 --set seed=91 \

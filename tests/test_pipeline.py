@@ -359,3 +359,16 @@ def test_progress_counts_the_windows_of_all_passes(tudsr):
     assert total == sum(len(tudsr.grid(step, Request(scale=4)).windows) for step in plan.passes) > 2
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
     assert calls[-1] == (total, total)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("uint8", 1), ("uint16", 64), ("float32", 1e-3)])
+def test_a_picture_that_stayed_on_the_gpu_comes_over_as_from_the_host(model_folder, channels, dtype, tolerance):
+    model = load(model_folder, device="cuda", dtype="fp32")
+    values = np.random.default_rng(0).random((40, 56, channels))
+    picture = (values * (1 if dtype == "float32" else np.iinfo(dtype).max)).astype(dtype)
+    made, host = (model.upscale(picture, scale=2, on_host=where) for where in (False, True))
+    assert made.dtype == host.dtype == picture.dtype
+    np.testing.assert_allclose(made.astype(float), host.astype(float), rtol=0, atol=tolerance)

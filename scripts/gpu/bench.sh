@@ -8,10 +8,10 @@ out=$1
 source scripts/gpu/setup.sh
 source scripts/gpu/steps.sh
 
-size=256x8 profile=$out/sd21-profile-256-x8.json
-step warm benchmarks/warm.py --model "$model" --profile "$profile" --out "$out/sd21-warm.json" --case "$size" \
-  --case '128x4' --case '128x4 {"graphs": true}' --case "$size"' {"graphs": true, "batch": 1}' \
-  --case "$size"' {"graphs": true}' --case "$size"' {"low_memory": true, "batch": 1}'
+big=256x8
+EACH=${EACH:-200} step warm benchmarks/warm.py --model "$model" --out "$out/sd21-warm.json" \
+  --profile "$out/sd21-profile-256-x8.json" --case "$big" --case 128x4 --case '128x4 {"graphs": true}' \
+  --case "$big"' {"low_memory": true, "batch": 1}' --case "$big"' {"graphs": true, "batch": 1}' --case "$big"' {"graphs": true}'
 for stage in 1 2; do  # the loop as in the paper
   EACH=${EACH:-150} step "train-$stage" benchmarks/train_step.py --model "$model" --stages "$stage" --steps 6 --most-mb 24000 \
     --set 'discriminator_options={"weights":"random"}' --set loop=paper --set loss_crop_px=null \

@@ -9,5 +9,5 @@ source scripts/gpu/steps.sh
 for budget in 8GB 4GB; do
   step "memory-$budget" benchmarks/memory.py --strict --model "$model" --runs "256x256x8@$budget" --out "$out/sd21-memory-$budget.json"
 done
-step tests -m pytest -q -m gpu -p no:cacheprovider $(grep -rl "mark.gpu" tests)
+EACH=${EACH:-240} step tests -m pytest -q -m gpu -p no:cacheprovider $(grep -rl "mark.gpu" tests)
 exit "$failed"

@@ -25,5 +25,9 @@ class DataError(TudsrError):
     """A folder of photos that cannot be trained on."""
 
 
+class StoppedError(TudsrError):
+    """A training run that was asked to stop before its last step, and can be resumed."""
+
+
 class WeightsError(TudsrError):
     """Pretrained weights of a loss, metric or discriminator that are missing or damaged."""

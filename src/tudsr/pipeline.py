@@ -34,7 +34,7 @@ from tudsr.windows import WindowGrid, plan_windows
 BATCH = {"cuda": 4}
 """Device → windows that run together unless somebody says how many; 1 elsewhere.
 
-One window fills two CPU cores; 1, 2 and 4 took an H100 2.21, 1.58 and 1.26 s (docs/benchmarks/targets.md)."""
+One window fills two CPU cores; 1 and 4 took an H100 1.48 and 1.15 s by CUDA graphs (docs/benchmarks/README.md)."""
 
 Keep = Callable[[RowsFrom], Region]
 

@@ -127,7 +127,7 @@ def _needed(before: int, after: int, start: int, stop: int) -> tuple[int, int]:
     return min(max(first, 0), before - 1), min(max(last, 0), before - 1) + 1
 
 
-@lru_cache(maxsize=256)  # some megabytes; every window and strip of two passes asks for the blocks that it lies in
+@lru_cache(maxsize=128)  # 20 MB at most; every window and strip of two passes asks for the blocks that it lies in
 @torch.inference_mode(False)  # what is kept must serve training too
 def _bicubic_matrix(
     before: int, after: int, start: int, stop: int, device: torch.device, dtype: torch.dtype

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tudsr import resize
 from tudsr.backbones.base import Backbone
 from tudsr.backbones.constants import kept
+from tudsr.backbones.norms import layout_kept
 from tudsr.color import fix_color
 from tudsr.lora import LORA_FORWARDS, overwritten, scaled
 from tudsr.one_step import z0_from_prediction
@@ -111,7 +112,8 @@ def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
             # leave them off for its caller.
             @torch.no_grad()
             def restore(windows: Tensor) -> Tensor:
-                return stage(windows.to(device)).to(windows.device)
+                with layout_kept():
+                    return stage(windows.to(device)).to(windows.device)
 
             yield restore
     finally:

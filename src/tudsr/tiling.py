@@ -192,10 +192,9 @@ def window_weight(
 @torch.inference_mode(False)  # what is kept must serve training too
 def _axis_on(device: torch.device, starts: tuple[int, ...], side: int) -> Tensor:
     """Return `axis_weights` on a device: sent there at every window, they would each time wait for its work."""
-    return torch.tensor(axis_weights(starts, side), device=device)
+    return torch.from_numpy(axis_weights(starts, side)).to(device)
 
 
-@lru_cache(maxsize=64)
 def axis_weights(starts: tuple[int, ...], side: int) -> np.ndarray:
     """Return the partition of unity of one axis.
 
@@ -204,7 +203,7 @@ def axis_weights(starts: tuple[int, ...], side: int) -> np.ndarray:
         side: the windows' side, in pixels.
 
     Returns:
-        (number of windows, side), float64, read-only. Any pixel's weights, over the windows that hold it, add up to 1.
+        (number of windows, side), float64. Any pixel's weights, over the windows that hold it, add up to 1.
     """
     weights = np.ones((len(starts), side))
     for i, (left, right) in enumerate(zip(starts, starts[1:], strict=False)):
@@ -219,7 +218,6 @@ def axis_weights(starts: tuple[int, ...], side: int) -> np.ndarray:
         total[start : start + side] += row
     for start, row in zip(starts, weights, strict=True):
         row /= total[start : start + side]
-    weights.setflags(write=False)
     return weights
 
 

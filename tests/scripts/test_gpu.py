@@ -47,7 +47,7 @@ def test_a_half_made_model_is_made_anew_and_a_whole_one_kept(bash, tmp_path):
     bash("bash scripts/gpu/bench.sh out")
     assert model.exists()
     assert "init" not in calls.read_text()
-    assert calls.read_text().startswith("90 python3 benchmarks/warm.py")
+    assert calls.read_text().startswith("200 python3 benchmarks/warm.py")
 
 
 def test_what_memory_counts_for_fails_where_a_step_does(bash, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from tudsr.checkpoint import load_tensors
-from tudsr.errors import ConfigError, DataError, ModelError, TudsrError
+from tudsr.errors import ConfigError, DataError, ModelError, StoppedError, TudsrError
 from tudsr.find import verify_model
 from tudsr.folder import load_model
 from tudsr.train import loop
@@ -424,13 +424,28 @@ def test_a_run_that_is_stopped_leaves_a_model_and_resumes_to_the_same_end(make_c
     train(whole)
     config = make_config(**changes)
     told = []
-    train(config, progress=lambda step, *_: told.append(step), stop=lambda: told[-1] == 3)
+    with pytest.raises(StoppedError, match=rf"Stopped after step 3 of 6; {config.out / 'model'} is its"):
+        train(config, progress=lambda step, *_: told.append(step), stop=lambda: told[-1] == 3)
     assert told == [1, 2, 3]
     assert load_state(config.out / "state.pt")["step"] == 3
     assert load_model(config.out / "model", torch.device("cpu"), torch.float32).config.training[-1]["step"] == 3
     train(config, resume=True)
     assert_same_end(whole.out, config.out)
     assert_no_duplicates(config)
+
+
+def test_a_run_is_not_stopped_with_weights_that_are_not_finite(make_config):
+    trainer = Trainer(make_config(steps=6, checkpoint_every=2), resume=False)
+
+    def stop() -> bool:  # as if a GPU had not been asked yet
+        if trainer.step == 3:
+            trainer.finite = torch.zeros((), dtype=torch.bool)
+        return trainer.step == 3
+
+    with pytest.raises(TudsrError, match="not finite any more.*of step 2, is intact"):
+        trainer.run(lambda *_: None, stop)
+    assert load_state(trainer.config.out / "state.pt")["step"] == 2
+    assert not (trainer.config.out / "model").exists()
 
 
 SCRIPT = """

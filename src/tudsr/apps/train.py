@@ -5,24 +5,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tudsr.apps.report import steps_bar
 from tudsr.checkpoint import check_folder
-from tudsr.errors import ConfigError
+from tudsr.errors import ConfigError, StoppedError
 from tudsr.train.config import TrainConfig
 from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, estimate
 from tudsr.train.loop import train
 
+_TWICE_S = 1.0  # timeout(1) and terminals may send one signal twice
 _SHOWN = ("loss_g", "loss_d", "loss_prior", "val_score")
 
 
 def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
     """Train under a progress bar with ETA; of several processes only the first draws it.
 
-    Ctrl-C or SIGTERM ends the run after its step, with a checkpoint and OUT/model, and then the program.
+    Ctrl-C or SIGTERM ends the run after its step, with a checkpoint and OUT/model, and then the program, by SystemExit.
 
     Args:
         config: the run.
@@ -46,38 +48,46 @@ def run_training(config: TrainConfig, *, resume: bool) -> dict[str, float]:
         def note(line: str) -> None:
             bar.console.print(line, markup=False)
 
-        with _asked_to_stop(note) as signals:
-            figures = train(config, resume=resume, progress=progress, notes=note, stop=lambda: bool(signals))
-        step = int(bar.tasks[task].completed)
-        if signals and step < config.steps:
-            note(f"Stopped after step {step} of {config.steps}. {config.out / 'model'} is of it; --resume goes on.")
-            sys.exit(128 + signals[0])
-        return figures
+        with _signals() as came:
+            try:
+                return train(config, resume=resume, progress=progress, notes=note, stop=lambda: bool(came))
+            except StoppedError as stopped:
+                if main_process:
+                    note(str(stopped))
+                sys.exit(128 + (came[0] if came else signal.SIGTERM))  # none came where another process was asked
 
 
 @contextlib.contextmanager
-def _asked_to_stop(note: Callable[[str], None]) -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM instead of ending by it; a second one does what it would have done."""
-    found: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # others cannot, and nobody signals them
-        yield found
-        return
-    before = {number: signal.getsignal(number) for number in numbers}
+def _signals() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM instead of ending by it; one that comes later does what it would have done.
+
+    Those that were ignored before still are.
+    """
+    came: list[int] = []
+    first, before = 0.0, dict[signal.Signals, Any]()
 
     def put_back() -> None:
         for number, own in before.items():
             signal.signal(number, own)
 
-    def stop(number: int, _frame: Any) -> None:
-        found.append(number)
-        put_back()
-        note("Stopping after this step; once more to stop at once.")
+    def collect(number: int, _frame: Any) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if not came:
+            came.append(number)
+            first = now
+            os.write(2, b"\nStopping after this step; once more to stop at once.\n")  # print may be in the midst of one
+        elif now - first > _TWICE_S:
+            put_back()
+            os.kill(os.getpid(), number)
 
-    for number in numbers:
-        signal.signal(number, stop)
+    if threading.current_thread() is threading.main_thread():  # others cannot, and nobody signals them
+        wanted = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+        before = {number: own for number, own in wanted if own not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, collect)
     try:
-        yield found
+        yield came
     finally:
         put_back()
 

@@ -1,19 +1,24 @@
 """Group normalisation of large channels_last maps on CUDA, where torch's own would copy them to another layout."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 _LEAST_PX = 128 * 128
+_here = threading.local()
 transform = torch.ops.aten.batch_norm_elemt.out
 
 
 class MapGroupNorm(nn.GroupNorm):
-    """Group normalisation that keeps large maps in channels_last on CUDA, outside of training."""
+    """Group normalisation that keeps large maps in channels_last on CUDA, inside `layout_kept`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised (B, C, H, W), of the same dtype."""
-        large = x.is_cuda and x.ndim == 4 and x.shape[-2] * x.shape[-1] >= _LEAST_PX and not torch.is_grad_enabled()
-        if large and x.is_contiguous(memory_format=torch.channels_last) and self.affine:
+        large = x.is_cuda and x.ndim == 4 and x.shape[-2] * x.shape[-1] >= _LEAST_PX and self.affine
+        if large and getattr(_here, "kept", False) and x.is_contiguous(memory_format=torch.channels_last):
             return self._by_channels(x)
         return super().forward(x)
 
@@ -29,6 +34,20 @@ class MapGroupNorm(nn.GroupNorm):
         for one, made, shift, factor in zip(x.split(1), out.split(1), centre, scale, strict=True):
             transform(one, self.weight, self.bias, shift, factor, self.eps, out=made)
         return out
+
+
+@contextlib.contextmanager
+def layout_kept() -> Iterator[None]:
+    """Let this thread's `MapGroupNorm`s keep the layout.
+
+    Not in training: what a generator makes without gradients must be what it makes with them, to the last bit.
+    """
+    before = getattr(_here, "kept", False)
+    _here.kept = True
+    try:
+        yield
+    finally:
+        _here.kept = before
 
 
 def keep_layout(net: nn.Module) -> None:

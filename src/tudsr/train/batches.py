@@ -77,4 +77,3 @@ def _settled(worker: int) -> None:
     """Give a worker one thread, and leave it to its parent when a run is stopped: Ctrl-C reaches both."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -15,7 +15,7 @@ from tudsr.checkpoint import replaced_folder, save_tensors
 from tudsr.config import ModelConfig
 from tudsr.data.photos import manifest_hash
 from tudsr.device import DTYPES
-from tudsr.errors import ConfigError, TudsrError
+from tudsr.errors import ConfigError, StoppedError, TudsrError
 from tudsr.find import CONFIG_NAME, find_model
 from tudsr.folder import load_model, save_model
 from tudsr.machine import commit
@@ -51,14 +51,14 @@ def train(
         resume: go on from OUT/state.pt if it is there; a finished run is left as it is.
         progress: called after each step with (step, steps, latest figures); figures are renewed every log_every steps.
         notes: called with lines worth showing, such as how many photos were left out.
-        stop: asked after each step, of several processes after those that are logged; where it, or another process's,
-            says yes, the run ends there, with a checkpoint and OUT/model, and can be resumed.
+        stop: asked after each step; where it, or another process's, says yes, the run ends there.
 
     Returns:
         The last figures.
 
     Raises:
         ConfigError, DataError, ModelError, WeightsError: before any work, in one sentence.
+        StoppedError: after `stop` has said yes; there are a checkpoint and OUT/model of that step.
         TudsrError: when gradients are no longer finite; the last checkpoint is intact.
     """
     return Trainer(config, resume, notes or (lambda _: None)).run(
@@ -137,20 +137,27 @@ class Trainer:
             if "save" in due:
                 self._save()
             progress(self.step, config.steps, self.figures)
-            if ("report" in due or self.accelerator.num_processes == 1) and self._any(stop()):
+            if self.step < config.steps and self._any(stop()):
+                self._refuse_if_not_finite(self.step)
                 if "save" not in due:
                     self._save()
-                break
+                self._end()
+                where = config.out / "model"
+                raise StoppedError(
+                    f"Stopped after step {self.step} of {config.steps}; {where} is its, --resume goes on."
+                )
+        self._end()
+        return self.figures
+
+    def _end(self) -> None:
         if self._is_main:
             self._export("model")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        return self.figures
 
     def _any(self, mine: bool) -> bool:
         """Say whether any process says yes."""
-        said = torch.tensor(int(mine), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(said, reduction="sum")) if self.accelerator.num_processes > 1 else mine
+        return mine if self.accelerator.num_processes == 1 else self._sum(int(mine)) > 0
 
     def _due(self, step: int) -> set[str]:
         """Return what happens after a step; all of it after the last one."""
@@ -183,30 +190,27 @@ class Trainer:
         """Refuse to go on after gradients that are not finite, at the latest before anything is logged or saved."""
         self.finite &= torch.stack([norm.isfinite() for norm in norms]).all()
         # To look at the answer is to wait for the GPU: not at every step.
-        looks = self.accelerator.device.type == "cpu" or self._due(self.step + 1)
-        if looks and not self.finite:
-            raise TudsrError(
-                f"step {self.step + 1}: the gradients are not finite any more; the run has stopped, "
-                + (
-                    f"and its last checkpoint, of step {self.saved}, is intact."
-                    if self.saved
-                    else "without a checkpoint."
-                )
-            )
+        if self.accelerator.device.type == "cpu" or self._due(self.step + 1):
+            self._refuse_if_not_finite(self.step + 1)
+
+    def _refuse_if_not_finite(self, step: int) -> None:
+        if self.finite:
+            return
+        kept = f"and its last checkpoint, of step {self.saved}, is intact" if self.saved else "without a checkpoint"
+        raise TudsrError(f"step {step}: the gradients are not finite any more; the run has stopped, {kept}.")
 
     def _report(self, parts: dict[str, Tensor]) -> None:
         """Turn figures into floats, which waits for the device, and log them."""
         self.figures |= {key: float(value) for key, value in parts.items()}
-        skipped = self._total_skipped()
+        skipped = self._sum(self.skipped)  # broken photos, of all processes
         self.figures |= {"photos_skipped": float(skipped)} if skipped else {}
         if self.log is not None:
             numbers = {key: value for key, value in self.figures.items() if not key.startswith("val_")}
             self.log.scalars(self.step, numbers | {"seconds": round(self.seconds, 1)})
 
-    def _total_skipped(self) -> int:
-        """Return the number of broken photos passed over by all processes."""
-        mine = torch.tensor(self.skipped, device=self.accelerator.device)
-        return int(self.accelerator.reduce(mine, reduction="sum"))
+    def _sum(self, mine: int) -> int:
+        """Add one number of every process."""
+        return int(self.accelerator.reduce(torch.tensor(mine, device=self.accelerator.device), reduction="sum"))
 
     def _schedule(self) -> float:
         """Return the factor on the learning rate: linear warm-up, then linear down to lr_end."""
@@ -254,7 +258,7 @@ class Trainer:
         return bool(records) and records[-1].get("step") == self.step
 
     def _save(self) -> None:
-        skipped = self._total_skipped()
+        skipped = self._sum(self.skipped)
         if self._is_main:
             state = {
                 "step": self.step, "seconds": self.seconds, "best": self.best, "skipped": skipped,

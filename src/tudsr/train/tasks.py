@@ -218,9 +218,9 @@ def _grid(config: TrainConfig, windows: WindowRange) -> WindowGrid:
     r_px, stride = _window_px(config, windows), windows.stride_px
     if config.loop == "paper":
         return chunk_grid(config.crop_px, config.n)
-    # Windows of just over the chunk's side, so that n of them with their overlap cover the crop; where that is more
-    # than half of the chunk they grow with it, to one window in the end, which takes more memory and fewer kernels.
-    most = r_px + -(-config.overlap_px // stride) * stride
+    # Windows of just over the chunk's side, so that n of them with their overlap cover the crop. An overlap above half
+    # of the chunk makes them larger, which takes more memory and fewer kernels: with n=2, one window in the end.
+    most = min(config.crop_px, r_px + -(-config.overlap_px // stride) * stride)
     least = min(most, max(r_px, -(-2 * config.overlap_px // stride) * stride))
     fields = {"min_px": least, "max_px": most, "stride_px": stride, "overlap_px": config.overlap_px}
     return plan_windows(config.crop_px, config.crop_px, WindowRange.parse(fields, "crop_px, n and overlap_px"))
