@@ -85,17 +85,16 @@ def _write(way: str, args: argparse.Namespace, rows: list[dict[str, Any]], cold:
 
 def _work(args: argparse.Namespace, dtype: str, seconds: float) -> dict[str, Any]:
     """Return the work without overlap, and its rate as a share of this machine's matrix product in the same dtype."""
+    import machine
     import torch
 
-    from tudsr.cost import meta_model, pass_costs
+    from tudsr.cost import meta_model
     from tudsr.device import pick_device
     from tudsr.machine import matmul_rate
     from tudsr.request import Request
 
     kind = getattr(torch, dtype.removeprefix("torch."))
-    shapes = meta_model(args.model, kind)
-    plan = Request(scale=args.scale).passes(args.side, args.side, shapes.config)
-    useful = sum(one.useful_flop for one in pass_costs(shapes, plan, shapes.config.windows)) / 1e12
+    useful = machine.useful_tflop(meta_model(args.model, kind), Request(scale=args.scale), args.side)
     matmul = matmul_rate(pick_device("auto"), kind)["tflops"]
     return {
         "useful_tflop": round(useful, 3), "matmul_tflops": round(matmul, 4),

@@ -92,10 +92,10 @@ def measure(loaded: Any, side: int, scale: float, top: int, options: dict[str, A
     enlarge = partial(loaded.upscale, picture, scale=scale, **(options or {}))
     for _ in range(_WARM_UPS):
         enlarge()
-    plain, out = _timed(enlarge)
+    plain, out = timed(enlarge)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
-        profiled, _ = _timed(enlarge)  # inside: to start and to read the profiler takes time too
+        profiled, _ = timed(enlarge)  # inside: to start and to read the profiler takes time too
     rows = operators(profiler.key_averages(), cuda)
     own_ms = sum(row["ms"] for row in rows)
     busy = {
@@ -114,7 +114,8 @@ def measure(loaded: Any, side: int, scale: float, top: int, options: dict[str, A
     }  # fmt: skip
 
 
-def _timed(enlarge: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+def timed(enlarge: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Return the seconds that an enlargement took, and its picture."""
     begun = time.perf_counter()
     out = enlarge()  # ends on the host, so a device is waited for
     return time.perf_counter() - begun, out

@@ -10,7 +10,7 @@ of it during the case, on a CPU what it held since its start.
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 
 import tudsr
 from tudsr.apps.report import peak_gpu_mb, peak_rss_mb
-from tudsr.cost import meta_model, pass_costs
+from tudsr.cost import meta_model
 from tudsr.graphs import Graphs
 from tudsr.machine import matmul_rate
 from tudsr.request import Request
@@ -36,14 +36,12 @@ def measure(loaded: tudsr.TUDSR, side: int, scale: float, options: dict[str, Any
     if loaded.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(1 + runs):
-        begun = time.perf_counter()
-        out = loaded.upscale(picture, scale=scale, **options)  # ends on the host, so a device is waited for
-        seconds.append(time.perf_counter() - begun)
+    enlarge = partial(loaded.upscale, picture, scale=scale, **options)
+    first, out = profile_ops.timed(enlarge)
+    seconds = [profile_ops.timed(enlarge)[0] for _ in range(runs)]
     return {
         "in_px": [side] * 2, "out_px": list(out.shape[:2]), "scale": scale, "options": options,
-        "seconds_first": round(seconds[0], 4), "seconds": machine.spread(seconds[1:]),
+        "seconds_first": round(first, 4), "seconds": machine.spread(seconds),
         "peak_mb": peak_gpu_mb() or peak_rss_mb(),
     }  # fmt: skip
 
@@ -66,9 +64,8 @@ def main() -> None:
         size, _, options = text.partition(" ")
         side, scale = int(size.split("x")[0]), float(size.split("x")[1])
         case = side, scale, json.loads(options or "{}")
-        row, request = measure(loaded, *case, args.runs), Request.of({"scale": scale, **case[2]})
-        counted = pass_costs(shapes, loaded.plan(side, side, request), request.windows(shapes.config.windows))
-        useful = sum(one.useful_flop for one in counted) / 1e12
+        row = measure(loaded, *case, args.runs)
+        useful = machine.useful_tflop(shapes, Request.of({"scale": scale, **case[2]}), side)
         share = useful / row["seconds"]["median"] / matmul
         rows.append(row | {"useful_tflop": round(useful, 3), "useful_share_of_matmul": round(share, 3)})
         print(json.dumps(rows[-1]), flush=True)

@@ -29,6 +29,13 @@ def modules():
             sys.modules[name] = module
 
 
+@pytest.fixture(scope="module")
+def make_pairs():
+    """Return the script that makes pairs."""
+    yield _load("make_pairs")
+    del sys.modules["make_pairs"]
+
+
 @pytest.fixture
 def parts(modules):
     return modules[1]

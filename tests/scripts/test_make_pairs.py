@@ -1,8 +1,5 @@
 """Pairs to train on: which crops, which of them with their photo too, and what the files hold."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,23 +9,16 @@ from tudsr.data.dataset import Scales
 from tudsr.data.degradation import DegradationMix
 from tudsr.data.given_pairs import PairDataset
 
-PATH = Path(__file__).parents[2] / "scripts" / "make_pairs.py"
-spec = importlib.util.spec_from_file_location("make_pairs", PATH)
-assert spec is not None
-assert spec.loader is not None
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-
 
 @pytest.fixture
-def crops(tmp_path):
+def crops(make_pairs, tmp_path):
     paths = []
     for number in range(2):
         values = np.random.default_rng(number).integers(0, 256, (530, 520, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(values).save(paths[-1])
     paths[1].write_bytes(b"no picture")
-    return script.Crops(paths, 2, 4, DegradationMix(weights={"light": 1.0}), 7)
+    return make_pairs.Crops(paths, 2, 4, DegradationMix(weights={"light": 1.0}), 7)
 
 
 def test_crops_follow_from_the_seed_and_are_of_whole_levels(crops):
@@ -44,12 +34,12 @@ def test_crops_follow_from_the_seed_and_are_of_whole_levels(crops):
         assert crops[1] == []
 
 
-def test_a_sample_is_written_with_the_teachers_picture_and_the_photo(crops, tmp_path):
+def test_a_sample_is_written_with_the_teachers_picture_and_the_photo(make_pairs, crops, tmp_path):
     out, (sample, other) = tmp_path / "pairs", crops[0]
     for kind in ("lq", "gt"):
         (out / kind).mkdir(parents=True)
-    script.write(out, sample, -sample["gt"], None, True)
-    script.write(out, other, -other["gt"], 8.0, False)
+    make_pairs.write(out, sample, -sample["gt"], None, True)
+    make_pairs.write(out, other, -other["gt"], 8.0, False)
     assert sorted(path.name for path in (out / "gt").iterdir()) == ["00000.png", "00000t.png", "00001.png"]
     taught, photo = (np.asarray(Image.open(out / "gt" / name)).astype(int) for name in ("00000.png", "00000t.png"))
     assert np.abs(taught + photo - 255).max() <= 1
@@ -60,8 +50,8 @@ def test_a_sample_is_written_with_the_teachers_picture_and_the_photo(crops, tmp_
     assert pairs[0]["lq"].shape == (3, 48, 48)
 
 
-def test_without_a_teacher_the_photo_has_the_samples_own_name(crops, tmp_path):
+def test_without_a_teacher_the_photo_has_the_samples_own_name(make_pairs, crops, tmp_path):
     for kind in ("lq", "gt"):
         (tmp_path / kind).mkdir()
-    script.write(tmp_path, crops[0][0], None, None, True)
+    make_pairs.write(tmp_path, crops[0][0], None, None, True)
     assert [path.name for path in (tmp_path / "gt").iterdir()] == ["00000.png"]
