@@ -1,4 +1,4 @@
-"""Peak memory of one stage-2 step for N = 1, 2, 4 at fixed R: the paper's loop, the exact loop, and no loop.
+"""Peak memory of one stage-2 step for N = 1, 2, 4 at fixed R: the paper's loop, the exact loop twice, and no loop.
 
 Run: python benchmarks/chunk_memory.py [--models tiny sd21] [--n 1 2 4] [--out docs/benchmarks/chunk_memory.json]
 
@@ -9,10 +9,11 @@ the system, note the resident set, run the step, and take the peak resident set 
 the warm-up's. Large blocks are mapped one by one (MALLOC_MMAP_THRESHOLD_), else the allocator's habits are measured.
 Linux with glibc only.
 
-The exact loop's windows are of exactly R here for every N, so that only the loop is compared; the trainer's own are a
-little larger (R plus the overlap), so that N of them cover a side.
+The windows of `exact` are of exactly R for every N, so that only the loop is compared. Those of `trainer`, the same
+loop, are what `tudsr train` takes with the model's preset: for N > 1 a little larger, so that N of them with their
+overlap cover a side.
 
-The loss is plain MAE on the whole picture (exact, none) or on each chunk (paper); discriminator and VGG are left out.
+The loss is plain MAE on the whole picture or, in the paper's loop, on each chunk; discriminator and VGG are left out.
 In training they add the same for every N only where what they see has one size: a chunk (paper), or a crop of
 `loss_crop_px` (exact, as in the presets). In the exact loop without `loss_crop_px`, and without a loop, they see the
 whole picture, and what they add grows with N². `pictures_mb` is what the step must hold whatever the loop: y, gt, the
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 R_PX = 256
-LOOPS = ("paper", "exact", "none")
+LOOPS = ("paper", "exact", "trainer", "none")
 MODELS = ("tiny", "sd21")
 CLEAR = Path("/proc/self/clear_refs")
 MB = 2**20
@@ -73,7 +74,10 @@ def step(stage, config, n: int, loop: str, how: str) -> None:
     import torch
 
     from tudsr.config import WindowRange
+    from tudsr.presets import training_preset
     from tudsr.train.chunks import exact_loop, paper_loop
+    from tudsr.train.config import TrainConfig
+    from tudsr.train.tasks import loop_grid
     from tudsr.windows import chunk_grid, plan_windows
 
     side = n * R_PX
@@ -88,6 +92,11 @@ def step(stage, config, n: int, loop: str, how: str) -> None:
             mae(stage(y), gt).backward()
         elif loop == "paper":
             paper_loop(stage, y, gt, mae, chunk_grid(side, n))
+        elif loop == "trainer":
+            folders = {name: name for name in ("model", "data", "out")}
+            wishes = {"stage": 2, "crop_px": side, "n": n, "loop": "exact", "loss_crop_px": None} | folders
+            wanted = TrainConfig(**training_preset(config.backbone, 2) | wishes)
+            exact_loop(stage, y, gt, mae, loop_grid(wanted, config.windows))
         else:
             overlap = config.windows.overlap_px
             own = WindowRange(min_px=R_PX, max_px=R_PX, stride_px=config.windows.stride_px, overlap_px=overlap)

@@ -3,10 +3,8 @@
 import errno
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -531,47 +529,3 @@ def test_a_missing_libvips_names_the_extra(model, tmp_path, on_disk, monkeypatch
     with pytest.raises(InputError, match=r"pip install 'tudsr\[huge\]'"):
         upscale_file(model, tmp_path / "in.png", tmp_path / "out.png", Request(scale=2))
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
-
-
-KILLED = """
-import sys
-from pathlib import Path
-import tudsr, torch
-from tudsr.files import upscale_file
-from tudsr.request import Request
-model = tudsr.load(sys.argv[1], "cpu", "fp32")
-own = type(model).fit
-def fit(self, *args, **more):
-    from dataclasses import replace
-    return replace(own(self, *args[:3], 10**12, *args[4:], **more), on_disk=True)
-type(model).fit = fit
-print("begins", flush=True)
-upscale_file(model, Path(sys.argv[2]), Path(sys.argv[3]), Request(scale=8))
-"""
-
-
-@pytest.mark.slow
-def test_killed_and_called_again_it_ends_with_the_same_bytes(model_folder, tmp_path):
-    Image.fromarray(noise(150, 90, 3)).save(tmp_path / "in.png")
-
-    def start(target):
-        command = [sys.executable, "-c", KILLED, str(model_folder), str(tmp_path / "in.png"), str(target)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    assert start(tmp_path / "whole.png").wait(300) == 0
-    target, kills = tmp_path / "killed.png", 0
-    journal = work_folder(target) / "journal.json"
-    seen = set()
-    while not target.exists():
-        process = start(target)
-        while process.poll() is None:
-            text = journal.read_text() if journal.exists() else ""
-            if text not in seen and kills < 4:
-                seen.add(text)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            time.sleep(0.002)
-        process.wait()
-    assert kills == 4
-    assert target.read_bytes() == (tmp_path / "whole.png").read_bytes()
-    assert not journal.parent.exists()

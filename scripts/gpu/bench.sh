@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # bench.sh OUT: TUDSR-S shapes with random weights, JSON in OUT: seconds and memory of 128² → 512² and 256² → 2048²,
-# where the time goes, and training steps of both stages as in the paper, with their seconds and their memory. What may
-# run beside other work, since only memory counts, is bench_memory.sh's. What fails does not stop the rest; ends with 1
-# where something failed or a training step took more than 24 GB.
+# where the time goes, training steps of both stages as in the paper, with their seconds and their memory, and then what
+# bench_memory.sh does, which may run beside other work, since only memory counts there (MEMORY=no: another call does
+# it). What fails does not stop the rest; ends with 1 where something failed or a training step took more than 24 GB.
 set -uo pipefail
 out=$1
 source scripts/gpu/setup.sh
@@ -17,4 +17,5 @@ for stage in 1 2; do  # the loop as in the paper
     --set 'discriminator_options={"weights":"random"}' --set loop=paper --set loss_crop_px=null \
     --out "$out/sd21-train-step-$stage.json"
 done
+[ "${MEMORY:-yes}" = no ] || bash scripts/gpu/bench_memory.sh "$out" || failed=1
 exit "$failed"

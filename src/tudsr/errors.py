@@ -31,3 +31,8 @@ class StoppedError(TudsrError):
 
 class WeightsError(TudsrError):
     """Pretrained weights of a loss, metric or discriminator that are missing or damaged."""
+
+
+def cause(error: Exception) -> str:
+    """Return what a library's error says first, to stand within a sentence; the rest is often a page."""
+    return str(error).strip().partition("\n")[0].rstrip(" .:;") or type(error).__name__

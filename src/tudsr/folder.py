@@ -15,7 +15,7 @@ from tudsr.backbones import Backbone
 from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.checkpoint import find_weights, load_tensors, save_tensors, sha256_file, weights_variant, write_text
 from tudsr.config import ModelConfig
-from tudsr.errors import ModelError
+from tudsr.errors import ModelError, cause
 from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
 
 PROMPT_NAME = "prompt.safetensors"
@@ -115,7 +115,7 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({error}).") from error
+        raise ModelError(f"{folder / 'scheduler'}: not a diffusers scheduler ({cause(error)}).") from error
     return Backbone(unet, vae, scheduler.alphas_cumprod, scheduler.config.prediction_type, prompt), scheduler
 
 
@@ -160,7 +160,7 @@ def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({error}).") from error
+        raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({cause(error)}).") from error
     if info["missing_keys"]:  # diffusers itself only warns
         raise ModelError(f"{folder}: the weights of {min(info['missing_keys'])!r} and maybe others are missing.")
     return net

@@ -8,7 +8,7 @@ from tudsr import lora
 from tudsr.backbones import Backbone, blueprint, sd21
 from tudsr.checkpoint import FP16, find_weights, sha256_file, weights_variant
 from tudsr.config import ModelConfig
-from tudsr.errors import InputError, ModelError
+from tudsr.errors import InputError, ModelError, cause
 from tudsr.find import UNET_FILE, fetch_hub
 from tudsr.folder import Model, load_backbone, load_vae, save_model
 
@@ -152,7 +152,9 @@ def empty_prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor:
             local_files_only=True,
         )
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder}: text_encoder/ and tokenizer/ are needed for the prompt ({error}).") from error
+        raise ModelError(
+            f"{folder}: text_encoder/ and tokenizer/ are needed for the prompt ({cause(error)})."
+        ) from error
     length = encoder.config.max_position_embeddings
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():

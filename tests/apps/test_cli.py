@@ -90,7 +90,7 @@ def test_mistakes_are_sentences_and_exit_code_2(arguments, call, tmp_path):
     code, out, err = call(*arguments)
     assert code == 2
     assert out == ""
-    assert "Error: " in err
+    assert err.splitlines()[-1].startswith("Error: "), "more than one line"
     assert "Traceback" not in err
     assert not (tmp_path / "x").exists()
 

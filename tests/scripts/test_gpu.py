@@ -48,6 +48,10 @@ def test_a_half_made_model_is_made_anew_and_a_whole_one_kept(bash, tmp_path):
     assert model.exists()
     assert "init" not in calls.read_text()
     assert calls.read_text().startswith("200 python3 benchmarks/warm.py")
+    assert "benchmarks/memory.py" in calls.read_text()
+    calls.unlink()
+    bash("MEMORY=no bash scripts/gpu/bench.sh out")
+    assert "benchmarks/memory.py" not in calls.read_text()
 
 
 def test_what_memory_counts_for_fails_where_a_step_does(bash, tmp_path):

@@ -17,11 +17,11 @@ from tudsr.pipeline import BATCH, TUDSR
 from tudsr.planner import Plan
 from tudsr.request import Request, parse_memory
 
-SHARES = {("tiny", "cpu"): 0.7, ("sd21", "cpu"): 0.6}
+SHARES = {("tiny", "cpu"): 0.7, ("sd21", "cpu"): 0.6, ("sd21", "cuda"): 0.11}
 """Backbone and device → the share of the matrix product's rate that enlargements reached.
 
-Measured in bfloat16 on two cores of an AMD EPYC: tiny at 256² → 2048²; sd21's shapes at 128² → 1024², while other
-programs ran.
+Measured in bfloat16. On two cores of an AMD EPYC: tiny at 256² → 2048²; sd21's shapes at 128² → 1024², while other
+programs ran. On an H100 with slow cores beside it: sd21's shapes at 256² → 2048².
 """
 _MB, _TERA = 1e6, 1e12
 

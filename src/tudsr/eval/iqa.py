@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tudsr.errors import ConfigError, InputError, WeightsError
+from tudsr.errors import ConfigError, InputError, WeightsError, cause
 from tudsr.eval.metrics import METRICS, Metric, MetricFn
 from tudsr.image import Picture, write_picture
 
@@ -48,14 +48,16 @@ def find_metric(name: str, device: torch.device) -> Metric:
     try:
         pyiqa = import_module("pyiqa")
     except ImportError as error:
-        raise ConfigError(f"{known}, and pyiqa, which has more, cannot be imported ({error}): {REMEDY}.") from error
+        raise ConfigError(
+            f"{known}, and pyiqa, which has more, cannot be imported ({cause(error)}): {REMEDY}."
+        ) from error
     if name not in pyiqa.list_models():
         raise ConfigError(f"{known}, nor one of pyiqa's; pyiqa.list_models() lists those.")
     try:
         with _printing_elsewhere():
             net = pyiqa.create_metric(name, device=device)
     except _LOAD_ERRORS as error:
-        raise WeightsError(f"pyiqa's metric {name!r} cannot be loaded ({error}).") from error
+        raise WeightsError(f"pyiqa's metric {name!r} cannot be loaded ({cause(error)}).") from error
     return _entry(name, net, str(getattr(pyiqa, "__version__", "")))
 
 
@@ -113,7 +115,7 @@ def _measuring(name: str, what: str) -> Iterator[None]:
         with _printing_elsewhere(), torch.no_grad():
             yield
     except _MEASURE_ERRORS as error:
-        raise InputError(f"{name}: pyiqa cannot measure this {what} ({error}).") from error
+        raise InputError(f"{name}: pyiqa cannot measure this {what} ({cause(error)}).") from error
 
 
 def _printing_elsewhere() -> contextlib.AbstractContextManager[Any]:

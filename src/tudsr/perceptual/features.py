@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody uses)
 from torch import Tensor, nn
 
-from tudsr.errors import InputError, WeightsError
+from tudsr.errors import InputError, WeightsError, cause
 from tudsr.perceptual.weights import load_convs
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -49,7 +49,7 @@ class FrozenConvs(nn.Module):
         try:
             self.convs.load_state_dict(load_convs(self.net, weights_dir))
         except RuntimeError as error:  # torch's word for shapes that differ
-            raise WeightsError(f"the weights found for {self.net} do not fit it ({error}).") from error
+            raise WeightsError(f"the weights found for {self.net} do not fit it ({cause(error)}).") from error
         return self
 
     def _prepare(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tudsr.errors import WeightsError
+from tudsr.errors import WeightsError, cause
 
 HUB_IDS = {
     "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
@@ -38,8 +38,7 @@ def load_pretrained(weights: str | Path, types: Sequence[str], refused: str, rem
             str(weights), use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        cause = str(error).strip().partition("\n")[0].rstrip(".")
-        raise WeightsError(f"{refused} ({cause}): {remedy}.") from error
+        raise WeightsError(f"{refused} ({cause(error)}): {remedy}.") from error
     if report["missing_keys"]:
         raise WeightsError(f"{refused}: its file lacks {len(report['missing_keys'])} tensors; {remedy}.")
     return net  # type: ignore[no-any-return]

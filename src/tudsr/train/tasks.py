@@ -117,7 +117,7 @@ class GanTask:
         own_adapter = None if config.train == "base" else f"stage_{config.stage}"
         self.first = Stage(net, settings.t1, "stage_1") if config.stage == 2 else None
         self.stage = Stage(net, settings.t2 if config.stage == 2 else settings.t1, own_adapter)
-        self.grid, self.windows = _grid(config, settings.windows), settings.windows
+        self.grid, self.windows = loop_grid(config, settings.windows), settings.windows
         self.objective = Objective(config, net.device)
         self.net_d = self.objective.net_d
         self.nets = {"g": base_parameters(net) if own_adapter is None else lora.parameters(net.unet, own_adapter)}
@@ -214,7 +214,8 @@ def _window_px(config: TrainConfig, windows: WindowRange) -> int:
     return r_px
 
 
-def _grid(config: TrainConfig, windows: WindowRange) -> WindowGrid:
+def loop_grid(config: TrainConfig, windows: WindowRange) -> WindowGrid:
+    """Return the chunks, or the windows, that a step of this run loops over."""
     r_px, stride = _window_px(config, windows), windows.stride_px
     if config.loop == "paper":
         return chunk_grid(config.crop_px, config.n)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tudsr.errors import ConfigError
+from tudsr.errors import ConfigError, cause
 from tudsr.train.discriminators.base import Discriminator, frozen
 from tudsr.train.discriminators.patch import PatchDiscriminator
 from tudsr.train.discriminators.vit import DINOV2, DINOV3, VitDiscriminator
@@ -46,4 +46,4 @@ def build_discriminator(name: str, **options: Any) -> Discriminator:
     try:
         return DISCRIMINATORS[name](**options).train()
     except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"The discriminator {name!r} cannot be built of {options} ({error}).") from error
+        raise ConfigError(f"The discriminator {name!r} cannot be built of {options} ({cause(error)}).") from error
