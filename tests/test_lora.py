@@ -152,6 +152,31 @@ def test_a_scaled_adapter_is_one_whose_b_was_scaled(kind, how):
         torch.testing.assert_close(run(net, picture()), whole, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_summed_in_float32_and_cast_once(dtype):
+    net, rng = build("mixed", dtype, bare=True), torch.Generator().manual_seed(3)
+    net.conv_shortcut.bias.data.zero_()
+    lora.attach(net, "stage_1", SPEC)
+    for p in lora.parameters(net, "stage_1"):
+        p.data = torch.randint(-512, 513, p.shape, generator=rng) / 1024  # so few bits that B @ A is exact
+    layers, wanted = lora.layers(net, "stage_1"), {}
+    own = {path: layer.get_base_layer().weight for path, layer in layers.items()}
+    bases = {path: weight.clone() for path, weight in own.items()}
+    for path, layer in layers.items():
+        a, b = (side["stage_1"].weight.double().flatten(1) for side in (layer.lora_A, layer.lora_B))
+        delta = (b @ a).float().view_as(bases[path])
+        wanted[path] = (bases[path].float() + delta).to(dtype)
+        assert not torch.equal(wanted[path], bases[path] + delta.to(dtype))  # what a sum in the base's dtype gives
+    with torch.no_grad(), lora.overwritten(net, "stage_1", lambda key: bases[key.removesuffix(".weight")]):
+        assert all(torch.equal(own[path], wanted[path]) for path in own)
+    one_hot = torch.eye(12, dtype=dtype)  # what a layer makes of it is its weights
+    for grads in (False, True):
+        with torch.set_grad_enabled(grads), lora.merged(net, "stage_1"):
+            assert torch.equal(net.to_q(one_hot).mT, wanted["to_q"])
+            made = net.conv_shortcut(one_hot[:8, :8, None, None])
+            assert torch.equal(made[..., 0, 0].mT, wanted["conv_shortcut"][..., 0, 0])
+
+
 class HaltError(Exception):
     """What a test raises inside."""
 

@@ -141,6 +141,22 @@ def test_fewer_windows_run_together_before_anything_else_changes(need):
     assert found.applied(request).batch == 1
 
 
+def test_batches_that_wait_for_rays_workers_take_memory_too(need, model_folder, monkeypatch):
+    request = Request(scale=4)
+    for batch in (1, 4):
+        alone = fit(need(300, 300, 4, batch=batch), request, 10**12)
+        waits = need(300, 300, 4, batch=batch, waiting=7)
+        found = fit(waits, request, 10**12)
+        largest = max(one.grid.window_h * one.grid.window_w for one in found.passes)
+        assert found.parts == alone.parts | {"windows": alone.parts["windows"] + 7 * batch * largest * 3 * 4}
+        assert not alone.on_disk
+        assert fit(waits, request, alone.peak_bytes) != found
+    monkeypatch.setattr(memory_module, "free_bytes", lambda where: 10**9)
+    model, plan = load_model(model_folder, torch.device("cpu"), torch.float32), plan_passes(70, 70, scale=4)
+    assert has_room(model, (70, 70), plan, request, 3)
+    assert not has_room(model, (70, 70), plan, request, 3, waiting=10**5)
+
+
 def test_without_a_disk_only_windows_shrink(need):
     wish, request = need(300, 300, 4, spool=False), Request(scale=4)
     whole = fit(wish, request, 10**12)

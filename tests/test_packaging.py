@@ -34,6 +34,10 @@ def names_below(folder: Path, root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in files}
 
 
+def test_the_embedded_weights_stay_small():
+    assert sum((PACKAGE / name).stat().st_size for name in names_below(PACKAGE / "weights", PACKAGE)) <= 24_000_000
+
+
 @pytest.mark.slow
 def test_a_wheel_works_from_anywhere(tmp_path):
     """Built, installed into an environment of its own, and used outside the clone: it enlarges a picture."""

@@ -12,11 +12,16 @@ import tudsr
 from tudsr.backbones import blueprint
 from tudsr.config import ModelConfig
 from tudsr.data.degradation import degrade
+from tudsr.eval.methods import shifted_run
 from tudsr.eval.metrics import METRICS
+from tudsr.eval.seams import SeamMeter
+from tudsr.perceptual.weights import find_weights
 from tudsr.pipeline import TUDSR
+from tudsr.request import Request
 from tudsr.resize import upsample
 
 PHOTOS = Path(__file__).parent / "photos"
+NAMES = ("budgie", "spices", "otters", "lake", "colosseum", "motherboard")
 SIDE_PX = 256
 
 
@@ -74,3 +79,43 @@ def test_edges_are_steeper_than_bicubic_ones_at_no_more_error(tiny):
             error[i] += float((x - gt).abs().mean())
     assert error[0] < 1.1 * error[1]
     assert steepness[0] > 1.3 * steepness[1]
+
+
+@pytest.fixture(scope="module", params=[4, 8])
+def compared(request, tiny) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each photo, what the model makes, what bicubic makes, and the truth."""
+    pairs = [degraded(name, request.param) for name in NAMES]
+    return [(enlarged(tiny, lq, request.param), upsample(lq, *gt.shape[-2:]), gt) for lq, gt in pairs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("niqe", 0.75),
+        pytest.param("lpips", 0.7, marks=pytest.mark.weights),
+        pytest.param("dists", 0.9, marks=pytest.mark.weights),
+    ],
+)
+def test_it_is_better_than_bicubic_on_every_photo_and_clearly_so_on_all(compared, name, share):
+    metric = METRICS[name]
+    if metric.network is not None and find_weights(metric.network) is None:
+        pytest.skip(f"the weights of {metric.network} are not on this machine")
+    measure = metric.load(None)
+    figures = [[measure(x, gt if metric.needs_gt else None) for x in (sr, plain)] for sr, plain, gt in compared]
+    ours, bicubic = np.array(figures).T
+    assert (ours < bicubic).all(), figures
+    assert ours.mean() < share * bicubic.mean(), figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "side_px"), [(4, 160), (8, 80)])
+def test_its_windows_leave_no_seams(tiny, scale, side_px):
+    """Pooled over photos: one photo's borders are few, and lie where its content is."""
+    meter, request = SeamMeter(), tiny.settled(Request(scale=scale, most_px=256))
+    for name in NAMES:
+        lq = degraded(name, 1)[0][..., :side_px, :side_px]
+        run = shifted_run(tiny, lq, request)
+        assert len(run.grid.windows) == 9
+        meter.add(run.plain, run.shifted, run.grid, run.shifted_grid)
+    assert meter.report().gradient_ratio <= 1.05, meter.report()

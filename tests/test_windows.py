@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tudsr.backbones import sd21
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError, InputError
 from tudsr.windows import Window, chunk_grid, half_tile_px, plan_windows
 
-SD21 = WindowRange(min_px=512, max_px=640, stride_px=32, overlap_px=64)
+SD21 = WindowRange(**sd21.blueprint().settings["windows"])
 
 
 @st.composite
@@ -42,7 +43,7 @@ def test_a_small_picture_is_one_smallest_window(length):
 
 def test_one_window_grows_to_the_next_multiple_only():
     grid = plan_windows(513, 600, SD21)
-    assert (grid.window_h, grid.window_w) == (544, 608)
+    assert (grid.window_h, grid.window_w) == (528, 608)
     assert len(grid.windows) == 1
 
 
@@ -89,7 +90,7 @@ def test_work_is_the_least_by_brute_force(spec, length):
 def test_starts_are_spread_evenly(length):
     starts = plan_windows(length, 1, SD21).ys
     steps = {b - a for a, b in zip(starts, starts[1:], strict=False)}
-    assert not steps or max(steps) - min(steps) <= 32
+    assert not steps or max(steps) - min(steps) <= SD21.stride_px
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -1,6 +1,9 @@
 """The pipeline: settings, plans, determinism, and what a plan does."""
 
 import dataclasses
+import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tudsr.config import Settings
+from tudsr.data import degradation, kernels
 from tudsr.data.degradation import (
     PRESETS,
     Degradation,
@@ -140,6 +144,119 @@ def test_the_presets_are_those_of_the_method() -> None:
     assert (heavy.first.noise_sigma, heavy.second.noise_sigma) == ((1, 30), (1, 25))
     assert (heavy.first.jpeg_quality, heavy.second.jpeg_quality) == ((30, 95), (30, 95))
     assert (light.second.blur_prob, heavy.second.blur_prob) == (0.5, 0.8)
+    assert DegradationMix().weights == {"light": 0.8, "heavy": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("preset", "poisson"), [("light", ((0.05, 2), (0.05, 1.5))), ("heavy", ((0.05, 3), (0.05, 2.5)))]
+)
+def test_what_the_method_does_not_change_is_real_esrgans(preset: str, poisson: tuple[Any, Any]) -> None:
+    spec = PRESETS[preset]
+    rounds = spec.first, spec.second
+    assert tuple(stage.poisson_scale for stage in rounds) == poisson
+    assert [stage.sigma_px for stage in rounds] == [(0.2, 3), (0.2, 1.5)]
+    assert [stage.resize_probs for stage in rounds] == [(0.2, 0.7, 0.1), (0.3, 0.4, 0.3)]
+    assert [(stage.sinc_prob, stage.gaussian_prob, stage.grey_prob) for stage in rounds] == [(0.1, 0.5, 0.4)] * 2
+    assert (spec.first.blur_prob, spec.final_sinc_prob) == (1, 0.8)
+
+
+@pytest.fixture(scope="module")
+def drawn_kernels() -> dict[str, list[dict[str, Any]]]:
+    """Return what the kernels of 4000 heavy plans are made of, by their place in the plan."""
+
+    def bivariate(
+        size: int, sigma_x: float, sigma_y: float, angle: float, beta: float, *, plateau: bool
+    ) -> dict[str, Any]:
+        shape = "plateau_" if plateau else "generalized_" if beta != 1 else ""
+        family = shape + ("iso" if sigma_x == sigma_y else "aniso")
+        return {"family": family, "sigmas": (sigma_x, sigma_y), "angle": angle, "beta": beta}
+
+    def sinc(size: int, cutoff: float) -> dict[str, Any]:
+        return {"family": "sinc", "size": size, "cutoff": cutoff}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "bivariate_kernel", bivariate)
+        patch.setattr(kernels, "sinc_kernel", sinc)
+        plans = _plans("heavy", 4000)
+    places = {
+        "first": [plan.first.kernel for plan in plans],
+        "second": [plan.second.kernel for plan in plans],
+        "final": [plan.final_kernel for plan in plans],
+    }
+    return {place: [kernel for kernel in found if kernel is not None] for place, found in places.items()}
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_kernel_families_come_as_often_as_the_method_says(drawn_kernels: Any, place: str) -> None:
+    probabilities = {
+        "sinc": 0.1, "iso": 0.405, "aniso": 0.225, "generalized_iso": 0.108, "generalized_aniso": 0.027,
+        "plateau_iso": 0.108, "plateau_aniso": 0.027,
+    }  # fmt: skip
+    found = drawn_kernels[place]
+    counts = Counter(kernel["family"] for kernel in found)
+    assert set(counts) == set(probabilities)
+    for family, p in probabilities.items():  # within four standard deviations
+        assert abs(counts[family] - p * len(found)) < 4 * math.sqrt(p * (1 - p) * len(found)), family
+
+
+@pytest.mark.parametrize(("place", "most"), [("first", 3.0), ("second", 1.5)])
+def test_kernels_are_drawn_from_their_ranges(drawn_kernels: Any, place: str, most: float) -> None:
+    bell = [kernel for kernel in drawn_kernels[place] if kernel["family"] != "sinc"]
+    _within([sigma for kernel in bell for sigma in kernel["sigmas"]], (0.2, most))
+    _within([kernel["angle"] for kernel in bell if kernel["family"].endswith("aniso")], (-math.pi, math.pi))
+    for shape, bounds in (("generalized", (0.5, 4.0)), ("plateau", (1.0, 2.0))):
+        betas = [kernel["beta"] for kernel in bell if kernel["family"].startswith(shape)]
+        _within(betas, bounds)
+        _near([beta <= 1 for beta in betas], 0.5)
+
+
+def test_cut_offs_are_drawn_from_their_ranges(drawn_kernels: Any) -> None:
+    """Real-ESRGAN's: small filters keep more in the rounds, the final one never goes below a third."""
+    blurs = [kernel for place in ("first", "second") for kernel in drawn_kernels[place] if kernel["family"] == "sinc"]
+    _within([kernel["cutoff"] for kernel in blurs if kernel["size"] < 13], (math.pi / 3, math.pi))
+    _within([kernel["cutoff"] for kernel in blurs if kernel["size"] >= 13], (math.pi / 5, math.pi))
+    final = drawn_kernels["final"]
+    assert {kernel["family"] for kernel in final} == {"sinc"}
+    for small in (True, False):
+        _within([kernel["cutoff"] for kernel in final if (kernel["size"] < 13) == small], (math.pi / 3, math.pi))
+
+
+@pytest.mark.parametrize("jpeg_last", [True, False])
+def test_operators_come_in_real_esrgans_order(monkeypatch: pytest.MonkeyPatch, jpeg_last: bool) -> None:
+    done: list[tuple[object, ...]] = []
+
+    def note(x: Tensor, *what: object) -> Tensor:
+        done.append(what)
+        return x
+
+    operators = {
+        "blur": lambda x, kernel: note(x, "blur", kernel),
+        "resize_to": lambda x, height, width, mode: note(x, "resize", height, width, mode),
+        "add_gaussian_noise": lambda x, level, *, grey, seed: note(x, "gaussian", level, grey, seed),
+        "add_poisson_noise": lambda x, level, *, grey, seed: note(x, "poisson", level, grey, seed),
+        "jpeg": lambda x, quality: note(x, "jpeg", quality.item()),
+    }
+    for name, operator in operators.items():
+        monkeypatch.setattr(degradation, name, operator)
+    first = RoundPlan(
+        kernel="k1", resize=0.5, resize_mode="area", noise="gaussian", noise_level=7.0, noise_grey=True, noise_seed=1,
+        jpeg_quality=61,
+    )  # fmt: skip
+    second = RoundPlan(
+        kernel="k2", resize=1.25, resize_mode="bilinear", noise="poisson", noise_level=0.5, noise_grey=False,
+        noise_seed=2, jpeg_quality=62,
+    )  # fmt: skip
+    plan = DegradationPlan(
+        first=first, second=second, final_kernel="k3", final_resize_mode="bicubic", jpeg_last=jpeg_last
+    )
+    apply_plan(_photos(1, 32)[0], 8, 4, plan)
+    end = [("resize", 8, 4, "bicubic"), ("blur", "k3")]
+    second_jpeg = [("jpeg", 62)]
+    assert done == [
+        ("blur", "k1"), ("resize", 16, 16, "area"), ("gaussian", 7.0, True, 1), ("jpeg", 61),
+        ("blur", "k2"), ("resize", 10, 5, "bilinear"), ("poisson", 0.5, False, 2),
+        *(end + second_jpeg if jpeg_last else second_jpeg + end),
+    ]  # fmt: skip
 
 
 def test_mix_draws_by_weight() -> None:

@@ -7,8 +7,10 @@ import pytest
 from scipy import ndimage, special
 
 from tudsr.data.kernels import (
+    GENERALIZED_BETA,
     KERNEL_PROBABILITIES,
     KERNEL_SIZES_PX,
+    PLATEAU_BETA,
     bivariate_kernel,
     draw_blur_kernel,
     draw_family_kernel,
@@ -84,3 +86,12 @@ def test_draws_cover_the_sizes_and_the_sinc_share() -> None:
     # Only a sinc has negative values; 2000 draws at p = .1 have a standard deviation of 13.
     assert 150 < sum(kernel.min() < 0 for kernel in kernels) < 250
     assert all(draw_sinc_kernel(rng).min() < 0 for _ in range(20))
+
+
+def test_families_sizes_and_exponents_are_those_of_the_method() -> None:
+    assert KERNEL_PROBABILITIES == {
+        "iso": 0.45, "aniso": 0.25, "generalized_iso": 0.12, "generalized_aniso": 0.03, "plateau_iso": 0.12,
+        "plateau_aniso": 0.03,
+    }  # fmt: skip
+    assert KERNEL_SIZES_PX == (7, 9, 11, 13, 15, 17, 19, 21)
+    assert (GENERALIZED_BETA, PLATEAU_BETA) == ((0.5, 4), (1, 2))

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from typer.testing import CliRunner
 
+from tudsr.apps.cli import app
 from tudsr.errors import ConfigError, InputError, WeightsError
-from tudsr.eval.iqa import SET_METRICS, find_metric, measure_set
+from tudsr.eval.iqa import LICENCE, SET_METRICS, find_metric, measure_set
 from tudsr.eval.metrics import METRICS, luma_full
 from tudsr.eval.record import metric_record
 
@@ -160,6 +162,22 @@ def test_networks_that_cannot_be_loaded(pyiqa):
 def test_a_metric_whose_own_library_is_missing(pyiqa):
     with pytest.raises(WeightsError, match=r"'lonely' cannot be loaded \(No module named 'bitsandbytes'\)"):
         find_metric("lonely", CPU)
+
+
+def test_the_command_says_the_licence_once_and_its_record_holds_it(pyiqa, photos, tmp_path):
+    with Image.open(photos / "photo_0.png") as photo:
+        for folder, picture in {"gt": photo, "lq": photo.reduce(2)}.items():
+            (tmp_path / folder).mkdir()
+            picture.save(tmp_path / folder / "a.png")
+    options = {"lq": tmp_path / "lq", "gt": tmp_path / "gt", "out": tmp_path / "report", "device": "cpu"}
+    options |= {"scale": 2, "metrics": "psnr,musiq,ahiq"}
+    result = CliRunner().invoke(app, ["eval", *(f"--{name}={value}" for name, value in options.items())])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"{LICENCE}\n"
+    metrics = json.loads((tmp_path / "report/results.json").read_text())["metrics"]
+    assert {name: metric.get("licence") for name, metric in metrics.items()} == {
+        "psnr": None, "musiq": LICENCE, "ahiq": LICENCE,
+    }  # fmt: skip
 
 
 def gmsd(sr, gt):

@@ -91,6 +91,28 @@ def test_the_slider_obeys_touch(open_page):
     assert clip(page) == pytest.approx(75, abs=1)  # one slider for the whole picture and the crops
 
 
+def test_a_finger_draws_the_slider_across_a_phone(open_page):
+    page = open_page(has_touch=True)
+    page.set_viewport_size({"width": 360, "height": 740})
+    stage = page.locator("#whole .stage")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    assert box["x"] + box["width"] <= 360
+
+    def touch(kind, share):
+        points = [] if share is None else [{"x": box["x"] + share * box["width"], "y": box["y"] + box["height"] / 2}]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    finger = page.context.new_cdp_session(page)  # a page's own touchscreen can only tap
+    touch("touchStart", 0.5)
+    for share in (0.45, 0.3, 0.2):
+        touch("touchMove", share)
+    assert clip(page) == pytest.approx(20, abs=1)
+    touch("touchEnd", None)
+    handle = page.locator("#whole .handle").bounding_box()
+    assert handle["x"] + handle["width"] / 2 == pytest.approx(box["x"] + 0.2 * box["width"], abs=2)
+
+
 def test_the_slider_and_pictures_obey_keys(open_page):
     page = open_page()
     slider = page.get_by_role("slider")
@@ -193,6 +215,17 @@ def test_best_is_bold_and_trained_metrics_are_marked(open_page):
     assert weights == ["25.50", "0.1391", "4.610"]
     assert page.locator("#table .mark").count() == 1
     assert "† " in page.locator("#legend").inner_text()
+
+
+def test_intervals_stand_below_the_means(open_page):
+    def fewer(results):
+        results["methods"][1]["means"]["niqe"]["count"] = 2
+
+    rows = open_page(fewer).locator("#table tbody tr").all()
+    cells = [[cell.split() for cell in row.locator(".figure").all_inner_texts()[:3]] for row in rows]
+    assert cells[0] == [["25.50", "22.95", "–", "25.50"], ["0.2411", "0.2170", "–", "0.2411"], ["–"]]
+    assert cells[1][2] == ["4.610", "4.149", "–", "4.610", "(of", "2)"]
+    assert all(row.locator("small").first.is_visible() for row in rows)
 
 
 def test_the_best_is_of_its_scale(open_page):

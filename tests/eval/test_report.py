@@ -13,7 +13,9 @@ import torch
 from PIL import Image, ImageCms
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
+from typer.testing import CliRunner
 
+from tudsr.apps.cli import app
 from tudsr.errors import ConfigError, InputError
 from tudsr.eval import measure, record
 from tudsr.eval.metrics import METRICS as METRIC_ENTRIES
@@ -123,6 +125,32 @@ def test_what_fails_is_said_and_the_rest_measured(run, data):
     assert results["pictures"][0]["figures"]["peer"] == dict.fromkeys(METRICS)
     assert peer["means"]["psnr"]["count"] == 1
     assert "niqe" not in peer["means"]
+
+
+def test_the_command_goes_on_without_a_truth_and_one_of_two_peers_that_cannot_be_read(data):
+    """With the real page, which shows every output that is named."""
+    shutil.copytree(data / "peer", data / "rival")
+    for name in ("gt/p0.png", "rival/p1.png"):
+        (data / name).write_bytes(b"no picture")
+    options = {"lq": data / "lq", "gt": data / "gt", "out": data / "report", "scale": 2, "metrics": "psnr,ssim"}
+    peers = [f"--outputs={name}={data / name}" for name in ("peer", "rival")]
+    result = CliRunner().invoke(app, ["eval", *(f"--{name}={value}" for name, value in options.items()), *peers])
+    assert result.exit_code == 0, result.output
+    results = json.loads((data / "report/results.json").read_text())
+    truth, output = [(one["file"], one["reason"]) for one in results["skipped"]]
+    assert result.stderr.splitlines() == [": ".join(truth), ": ".join(output)]
+    assert truth[0] == str(data / "lq/p0.png")
+    assert f"{data / 'gt/p0.png'}: not a picture" in truth[1]
+    assert output[0] == str(data / "rival/p1.png")
+    assert output[1].startswith(f"rival: {data / 'rival/p1.png'}: not a picture")
+
+    assert [picture["name"] for picture in results["pictures"]] == ["p1", "p2"]
+    counts = {method["name"]: method["means"]["psnr"]["count"] for method in results["methods"]}
+    assert counts == {"bicubic": 2, "peer": 2, "rival": 1}
+    unread, read = (picture["figures"] for picture in results["pictures"])
+    assert unread["rival"] == {"psnr": None, "ssim": None}
+    assert read["rival"] == read["peer"]
+    assert (data / "report/index.html").is_file()
 
 
 def test_the_csv_says_the_same(run, data):

@@ -9,6 +9,8 @@ import torch
 
 from tudsr import lora
 from tudsr.folder import save_model
+from tudsr.perceptual.dists import Dists
+from tudsr.perceptual.lpips import Lpips
 from tudsr.train.config import TrainConfig
 
 
@@ -32,3 +34,11 @@ def fresh_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "fresh"
     save_model(folder, model, torch.float32)
     return folder
+
+
+@pytest.fixture
+def random_nets(monkeypatch):
+    """Let the losses and the validation build their networks with random weights."""
+    torch.manual_seed(0)
+    for net in (Dists, Lpips):
+        monkeypatch.setattr(net, "load", lambda self, weights_dir=None: self)

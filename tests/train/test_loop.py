@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -318,6 +319,52 @@ def test_figures_are_floats_renewed_every_log_every_steps(make_config):
     assert seen[2] != seen[1]  # the last step too
 
 
+@pytest.mark.parametrize("way", ["paper", "exact"])
+def test_processes_average_once_a_step_and_net_after_the_last_chunk(make_config, way):
+    trainer = Trainer(make_config(**STAGE_2 | {"crop_px": 128, "loop": way, "accumulate": 2}), resume=False)
+    events: list[str | int] = []
+
+    def reduce(flat: torch.Tensor, reduction: str) -> torch.Tensor:
+        events.append(flat.numel())
+        assert reduction == "mean"
+        return torch.full_like(flat, 2.0 ** len(events))  # as if the other processes had found much
+
+    def chunk(*_) -> None:
+        if torch.is_grad_enabled():  # the exact loop's first pass has no gradients
+            events.append("chunk")
+
+    trainer.task.stage.register_forward_hook(chunk)
+    trainer.accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    batches = trainer.batches.from_step(0)
+    sizes = [sum(p.numel() for p in net) for net in trainer.task.nets.values()]
+    for _ in range(2):
+        events.clear()
+        parts = trainer._one_step(batches)
+        assert events == ["chunk"] * 8 + sizes  # two micro-batches of 2 x 2 chunks
+        for name, size, at in zip(("g", "d"), sizes, (9, 10), strict=True):
+            assert parts[f"grad_{name}"].item() == pytest.approx(2.0**at * size**0.5)
+
+
+def test_clipping_scales_each_nets_gradients_to_the_norm_and_leaves_small_ones_alone(make_config, tmp_path):
+    used, norms = {}, {}
+    for clip in (1e-3, 1e6):
+        trainer = Trainer(make_config(steps=1, clip=clip, out=tmp_path / str(clip)), resume=False)
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.register_step_pre_hook(
+                lambda *_, key=(clip, name), net=trainer.task.nets[name]: used.update(
+                    {key: torch.cat([p.grad.flatten() for p in net])}
+                )
+            )
+        figures = trainer.run(lambda *_: None)
+        norms[clip] = {name: figures[f"grad_{name}"] for name in ("g", "d")}
+    assert norms[1e-3] == norms[1e6]  # what is logged is the norm before
+    for name, norm in norms[1e6].items():
+        assert norm > 2e-3
+        assert used[1e6, name].norm().item() == pytest.approx(norm, rel=1e-5)
+        assert used[1e-3, name].norm().item() <= 1e-3 * (1 + 1e-5)
+        torch.testing.assert_close(used[1e-3, name], used[1e6, name] * 1e-3 / norm, rtol=1e-3, atol=0)
+
+
 def test_gradients_that_are_not_finite_stop_the_run_before_they_are_used(make_config):
     config = make_config(steps=5, checkpoint_every=2, log_every=5)
     trainer = Trainer(config, resume=False)
@@ -367,14 +414,18 @@ def assert_same_end(a: Path, b: Path) -> None:
         del state["seconds"]
     assert first.pop("identity") == second.pop("identity")
     torch.testing.assert_close(first, second, rtol=0, atol=0)
-    for path in sorted((a / "model").rglob("*.safetensors")):
+    for path in sorted(a.rglob("*.safetensors")):
         ours, theirs = load_tensors(path), load_tensors(b / path.relative_to(a))
         torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0)
         assert ours[1] == theirs[1]
 
 
 def assert_no_duplicates(config: TrainConfig) -> None:
-    assert [line["step"] for line in lines(config)] == list(range(1, config.steps + 1))
+    logged, validated = (
+        [line["step"] for line in lines(config) if ("val_score" in line) is which] for which in (False, True)
+    )
+    assert logged == list(range(1, config.steps + 1))
+    assert validated == (list(range(config.val_every, config.steps + 1, config.val_every)) if config.val_count else [])
 
 
 def board(config: TrainConfig) -> dict[str, list[tuple[int, float]]]:
@@ -451,38 +502,69 @@ def test_a_run_is_not_stopped_with_weights_that_are_not_finite(make_config):
 SCRIPT = """
 import sys, torch
 from pathlib import Path
+from tudsr.perceptual.dists import Dists
+from tudsr.perceptual.lpips import Lpips
 from tudsr.train.config import TrainConfig
 from tudsr.train.loop import train
 torch.set_num_threads(1)
+Dists.load = Lpips.load = lambda self, weights_dir=None: self  # as `random_nets` does
 train(TrainConfig.read(Path(sys.argv[1])), resume=True)
 """
 
 
-def kill_at_random(config: TrainConfig, settings: Path, rng: random.Random) -> None:
-    """Start the run in a process of its own and SIGKILL it somewhere after its next checkpoint."""
-    state = config.out / "state.pt"
-    before = state.stat().st_mtime_ns if state.exists() else 0
+def kill_at_random(settings: Path, sign: Path, rng: random.Random) -> None:
+    """Start the run in a process of its own and SIGKILL it somewhere after it has written a file (again)."""
+    before = sign.stat().st_mtime_ns if sign.exists() else 0
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(settings)])
-    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+    while process.poll() is None and (not sign.exists() or sign.stat().st_mtime_ns == before):
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.5))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
 
 
+VALIDATED = STAGE_2 | {"crop_px": 128, "loop": "exact", "loss_crop_px": 64, "loss_crops": 1, "val_scale": 8.0}
+VALIDATED |= {"val_count": 1, "val_crop_px": 64, "val_every": 2}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_killed_at_any_moment_and_resumed_ends_the_same(make_config, tmp_path, one_thread, workers):
-    changes = {"steps": 40, "checkpoint_every": 2, "batch": 2, "workers": workers}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 40, "batch": 2, "workers": 0},
+        {"steps": 40, "batch": 2, "workers": 1},
+        VALIDATED | {"steps": 20},
+    ],
+)
+def test_a_run_killed_at_any_moment_and_resumed_ends_the_same(make_config, random_nets, tmp_path, one_thread, changes):
+    changes = changes | {"checkpoint_every": 2}
+    whole = make_config(out=tmp_path / "whole", **changes)
+    train(whole)
+    assert (whole.out / "best").exists() is (whole.val_count > 0)
+    config = make_config(**changes)
+    settings = tmp_path / "settings.json"
+    settings.write_text(config.to_json())
+    rng = random.Random(config.workers)
+    for _ in range(2):
+        kill_at_random(settings, config.out / "state.pt", rng)
+    assert 0 < load_state(config.out / "state.pt")["step"] < config.steps
+    train(config, resume=True)
+    assert_same_end(whole.out, config.out)
+    assert_no_duplicates(config)
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(make_config, random_nets, tmp_path, one_thread):
+    changes = VALIDATED | {"steps": 20, "checkpoint_every": 20}
     whole = make_config(out=tmp_path / "whole", **changes)
     train(whole)
     config = make_config(**changes)
     settings = tmp_path / "settings.json"
     settings.write_text(config.to_json())
-    rng = random.Random(workers)
-    for _ in range(2):
-        kill_at_random(config, settings, rng)
-    assert 0 < load_state(config.out / "state.pt")["step"] < 40
-    train(config, resume=True)
+    rng = random.Random(0)
+    for sign in ("config.json", "samples/step_000002.png"):  # as it begins, and once it has a best model
+        kill_at_random(settings, config.out / sign, rng)
+        assert not (config.out / "state.pt").exists()
+    train(config)
     assert_same_end(whole.out, config.out)
     assert_no_duplicates(config)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.errors import ConfigError, WeightsError
-from tudsr.perceptual.dists import Dists, EaDists
-from tudsr.perceptual.lpips import Lpips
+from tudsr.perceptual.dists import EaDists
 from tudsr.perceptual.weights import find_weights
 from tudsr.train import losses
 from tudsr.train.losses import LOSSES, WeightedLosses, adversarial_loss, discriminator_loss
@@ -18,14 +17,6 @@ FROM_TRANSFORMERS = {"ea_dists_dinov3", "ea_dists_dinov2", "ea_dists_convnext"} 
 
 def picture(seed: int, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, 40, 36, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-@pytest.fixture
-def random_nets(monkeypatch):
-    """Let the factories build their networks with random weights."""
-    torch.manual_seed(0)
-    for net in (Dists, Lpips):
-        monkeypatch.setattr(net, "load", lambda self, weights_dir=None: self)
 
 
 def test_pixel_losses_in_closed_form():

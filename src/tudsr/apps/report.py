@@ -16,6 +16,8 @@ from tudsr.apps.remote import Task
 from tudsr.machine import status_bytes
 
 _BYTES_PER_MB = 1_000_000
+_PACE_S = 600
+"""Of what the time left is estimated from; a window or a step may take minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Reporter:
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False,
-            disable=quiet or crowded or not self._console.is_terminal,
+            disable=quiet or crowded or not self._console.is_terminal, speed_estimate_period=_PACE_S,
         )  # fmt: skip
         # A file's size foretells its share of the work, without opening it.
         self._weights = {task: task.size_bytes for task in tasks}
@@ -140,5 +142,6 @@ def steps_bar(label: str, *, enabled: bool) -> Iterator[Progress]:
         TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False),
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as bar:
+    shown = enabled and console.is_terminal
+    with Progress(*columns, console=console, disable=not shown, speed_estimate_period=_PACE_S) as bar:
         yield bar
