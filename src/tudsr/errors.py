@@ -35,4 +35,6 @@ class WeightsError(TudsrError):
 
 def cause(error: Exception) -> str:
     """Return what a library's error says first, to stand within a sentence; the rest is often a page."""
-    return str(error).strip().partition("\n")[0].rstrip(" .:;") or type(error).__name__
+    lines = str(error).split("\n")
+    first = lines[:2] if lines[0].endswith(":") else lines[:1]  # «Error(s) in loading …:» says nothing yet
+    return " ".join(" ".join(first).split()).rstrip(" .:;") or type(error).__name__

@@ -98,6 +98,14 @@ def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, ca
     ]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Let Ctrl-C be heard: a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (None, 0)])
 def test_a_signal_ends_the_run_after_its_step(model, monkeypatch, call, tmp_path, number, expected):
     def train(config, *, resume, progress, notes, stop):
