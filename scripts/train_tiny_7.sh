@@ -5,22 +5,11 @@
 # bfloat16; phase 3 on two CPU cores in float32. docs/experiments/2026-11-26-tiny-v7.md has the figures.
 set -euo pipefail
 model=$1 runs=$2 photos=$3
-python=${PYTHON:-.venv/bin/python} critic=model_discriminator.safetensors
-# The package's own sample photos are not trained on.
-common=(--data "$photos" --set val_count=12 --set val_every=100000 --set checkpoint_every=100 --set "workers=${WORKERS:-1}"
-  --set jitter_px=32 --set loss_gan=0.1 --set lr_d=3e-4 --set 'discriminator_options={"width":40}'
-  --set 'degradation={"weights":{"light":0.6,"heavy":0.1,"camera":0.3}}' --set
-  'losses={"mae":0.5,"detail":0.5,"grid_4":24,"dists":4,"lpips_alex":2}' --set
-  'exclude=["spices-of-life","oakland-zoo-otters","lake-sherburne","roman-colosseum","motherboard-circuits","budgie-branch","perched-osprey"]')
+critic=model_discriminator.safetensors
+source "$(dirname "${BASH_SOURCE[0]}")/tiny_phases.sh"
+common+=(--set checkpoint_every=100 --set "$mix")
 stage_1=(--set crop_px=192 --set batch=32 --set 'scales={"fixed":{"4":0.7},"uniform":[1.0,4.0]}')
 stage_2=(--set crop_px=256 --set batch=2 --set loss_crop_px=128 --set loss_crops=2 --set init_adapter=from_stage_1)
-
-phase() { # phase NAME STAGE FROM settings...
-  local out=$runs/$1 stage=$2 from=$3
-  shift 3
-  # A run that is finished is left as it is; a stopped one, which has a model too, goes on.
-  "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
-}
 
 mkdir -p "$runs"
 [ -d "$runs/folded" ] || "$python" scripts/adapters.py fold "$model" "$runs/folded"

@@ -7,20 +7,8 @@
 # «whole» on an H100.
 set -euo pipefail
 model=$1 critic=$2 runs=$3 photos=$4 teacher=$5
-python=${PYTHON:-.venv/bin/python} workers=${WORKERS:-1}
-# The package's own sample photos are not trained on.
-mine=(spices-of-life oakland-zoo-otters lake-sherburne roman-colosseum motherboard-circuits budgie-branch perched-osprey)
-exclude=$(printf '"%s",' "${mine[@]}")
-common=(--data "$photos" --set val_count=12 --set val_every=100000 --set checkpoint_every=200 --set "workers=$workers"
-  --set jitter_px=32 --set loss_gan=0.1 --set lr_d=3e-4 --set 'discriminator_options={"width":40}' --set crop_px=192
-  --set 'losses={"mae":0.5,"detail":0.5,"grid_4":24,"dists":4,"lpips_alex":2}' --set "exclude=[${exclude%,}]")
-
-phase() { # phase NAME STAGE FROM settings...
-  local out=$runs/$1 stage=$2 from=$3
-  shift 3
-  # A run that is finished is left as it is; a stopped one, which has a model too, goes on.
-  "$python" -m tudsr train --stage "$stage" --model "$from" --out "$out" --resume "${common[@]}" "$@"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/tiny_phases.sh"
+common+=(--set checkpoint_every=200 --set crop_px=192)
 
 mkdir -p "$runs"
 [ -d "$runs/folded" ] || "$python" scripts/adapters.py fold "$model" "$runs/folded" &
@@ -39,6 +27,6 @@ phase whole 1 "$runs/folded" --set "pairs=$runs/pairs" --set train=base --set "b
 [ -d "$runs/split" ] || "$python" scripts/adapters.py split "$model" "$runs/whole/model" "$runs/split"
 [ "${STOP_AFTER:-}" != split ] || exit 0
 phase second 2 "$runs/split" --set "batch=${BATCH_2:-32}" --set overlap_px=96 --set loss_crop_px=null --set init_adapter=from_stage_1 \
-  --set 'degradation={"weights":{"light":0.6,"heavy":0.1,"camera":0.3}}' --set "steps=${STEPS_2:-350}" --set lr=4e-4 \
+  --set "$mix" --set "steps=${STEPS_2:-350}" --set lr=4e-4 \
   --set warmup=20 --set lr_end=0.03 --set ema=0.99 --set seed=92 \
   --set "init_discriminator=$runs/whole/model_discriminator.safetensors"
