@@ -39,6 +39,9 @@ def test_channels_make_up_the_groups_statistics(pair, monkeypatch):
     x = torch.randn(2, 24, 9, 7, dtype=torch.float64) * torch.rand(24, 1, 1) + 10 * torch.randn(2, 24, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(ours._by_channels(x), plain(x), rtol=1e-6, atol=1e-8)
+        bias = 5 * torch.randn(24, dtype=torch.float64)
+        wanted = plain(x + bias[:, None, None])
+        torch.testing.assert_close(ours._by_channels(x, bias), wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_elsewhere_it_is_torchs_own(pair):
@@ -64,5 +67,21 @@ def test_on_cuda_large_maps_keep_their_layout_and_values(pair, batch, monkeypatc
             monkeypatch.setattr(norms, "_LEAST_PX", x[0, 0].numel() + 1)
             assert torch.equal(ours(x), other)
         assert torch.equal(ours(x), other)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert (made - exact).abs().max() <= 1.1 * (other - exact).abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_a_convolutions_bias_goes_with_the_norm(pair):
+    plain, ours = (net.cuda().to(torch.bfloat16) for net in pair)
+    conv = nn.Conv2d(8, 24, 3, padding=1).cuda().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 160, 144, device="cuda").to(torch.bfloat16).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = plain.double()(conv.double()(x.double()))
+        conv.to(torch.bfloat16)
+        other = plain.to(torch.bfloat16)(conv(x))
+        with layout_kept():
+            made = ours.after(conv, x)
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert (made - exact).abs().max() <= 1.1 * (other - exact).abs().max()

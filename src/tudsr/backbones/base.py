@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tudsr.backbones.activations import reuse_maps
+from tudsr.backbones.blocks import reuse_sums
 from tudsr.backbones.norms import keep_layout
 from tudsr.backbones.precision import in_float32
 
@@ -34,6 +35,7 @@ class Backbone(nn.Module):
         for part in (unet, vae):
             reuse_maps(part)
             keep_layout(part)
+            reuse_sums(part)
         self.prediction_type = prediction_type
         self._overflowed: tuple[nn.Module, ...] = ()
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
