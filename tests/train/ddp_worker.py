@@ -16,7 +16,7 @@ from tudsr.train.config import TrainConfig
 
 def doubled(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for batch in batches:
-        yield batch | {key: batch[key].double() for key in ("gt", "lq")}
+        yield {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
 
 
 def step_gradients(config: TrainConfig) -> dict[str, torch.Tensor]:

@@ -1,25 +1,19 @@
 """The samples of a run, in their order, from the photos to the device."""
 
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tudsr.data.dataset import PhotoDataset, draw_symmetry
+from tudsr.data.dataset import PhotoDataset
 from tudsr.data.degradation import degrade
 from tudsr.data.given_pairs import PairDataset
 from tudsr.errors import DataError
 from tudsr.train.config import TrainConfig
-
-_ECHO_AFTER = 16  # micro-batches between two uses of one
-_STREAM_ECHO = 17
 
 
 class Batches:
@@ -45,39 +39,23 @@ class Batches:
         )  # fmt: skip
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:
-        """Yield this process's micro-batches, on the CPU, from a step's first on; `number` counts those of a run.
+        """Yield this process's micro-batches, on the CPU, from a step's first on.
 
         Raises:
             DataError: when no photo can be decoded.
         """
         c, acc = self.config, self.accelerator
-        numbers = range(step * self.per_step + acc.process_index, c.steps * self.per_step, acc.num_processes)
-        groups = [self._group(number) for number in numbers]
-        left = Counter(groups)
+        groups = range(step * self.per_step + acc.process_index, c.steps * self.per_step, acc.num_processes)
+        indices = [list(range(g * c.batch, (g + 1) * c.batch)) for g in groups]
         loader = DataLoader(
-            self.dataset, batch_sampler=[list(range(g * c.batch, (g + 1) * c.batch)) for g in left],
-            num_workers=c.workers, worker_init_fn=_settled if c.workers else None,
+            self.dataset, batch_sampler=indices, num_workers=c.workers,
+            worker_init_fn=_settled if c.workers else None,
             generator=torch.Generator(),  # else each start would draw from the global one, whose state is saved
         )  # fmt: skip
-        held: dict[int, dict[str, Any]] = {}
         try:
-            loaded = iter(loader)
-            for number, group in zip(numbers, groups, strict=True):
-                if group not in held:  # then it is the next in the loader, whose order is that of first use
-                    held[group] = next(loaded)
-                left[group] -= 1
-                batch = held[group] if left[group] else held.pop(group)
-                yield batch | {"number": number}
-                batch["skipped"] = torch.zeros_like(batch["skipped"])  # they are counted once
+            yield from loader
         except DataError as error:  # a worker's has its whole traceback for a text, which ends with the sentence
             raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
-
-    def _group(self, number: int) -> int:
-        """Return which samples a micro-batch has: new ones, or with echoes those of an earlier one again."""
-        turn, process = divmod(number, self.accelerator.num_processes)
-        fresh, use = divmod(turn, self.config.echoes)
-        delay = use * _ECHO_AFTER
-        return (fresh - delay if fresh >= delay else fresh) * self.accelerator.num_processes + process
 
     def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the pictures of a batch, `gt` and after stage 0 `lq`, on the device.
@@ -92,16 +70,7 @@ class Batches:
             each = zip(pictures["gt"], indices, strict=True)  # one by one: each has intermediate sizes of its own
             lq = [degrade(gt, side, side, preset=c.degradation, seed=c.seed, index=index) for gt, index in each]
             pictures["lq"] = torch.stack(lq)
-        if c.echoes > 1:
-            turns, mirror = draw_symmetry(np.random.default_rng((c.seed, batch["number"], _STREAM_ECHO)))
-            pictures = {key: _turned(picture, turns, mirror) for key, picture in pictures.items()}
         return pictures
-
-
-def _turned(pictures: Tensor, turns: int, mirror: bool) -> Tensor:
-    """Turn pictures, (B, C, side, side), by quarters and mirror them."""
-    turned = torch.rot90(pictures, turns, (-2, -1))
-    return (turned.flip(-1) if mirror else turned).contiguous()
 
 
 def _settled(worker: int) -> None:

@@ -30,8 +30,6 @@ class TrainConfig(Settings):
     random offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device
     (equal up to rounding); `precision` auto becomes bf16 where the device computes it natively, else no; `pairs` is
     a folder with gt/ and lq/ to learn from instead of degraded photos (those of `data` then only validate);
-    `echoes` is how many steps each batch serves, some steps apart and turned or mirrored, for a GPU that learns faster
-    than the workers degrade (Choi et al., «Faster neural network training with data echoing», 2019);
     `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such features;
     `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
     """
@@ -65,7 +63,6 @@ class TrainConfig(Settings):
     degrade_on: Literal["workers", "device"] = "workers"
     p_down: float = Field(default=0.25, ge=0, le=1)
     pairs: Path | None = None
-    echoes: int = Field(default=1, gt=0)
 
     train: Literal["adapter", "base"] = "adapter"
     init_adapter: Literal["keep", "from_stage_1"] = "keep"

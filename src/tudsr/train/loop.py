@@ -171,7 +171,7 @@ class Trainer:
         for _ in range(c.accumulate):
             batch = next(batches)
             self.skipped += int(batch["skipped"].sum())
-            seed = Seed(c.seed, batch["number"] * c.batch)
+            seed = Seed(c.seed, int(batch["index"][0]))
             for key, value in self.task.accumulate(self.batches.on_device(batch), 1 / c.accumulate, seed).items():
                 parts[key] = parts.get(key, 0) + value / c.accumulate
         for name, parameters in self.task.nets.items():
