@@ -1,7 +1,7 @@
 """Real-ESRGAN's second-order degradation: a plan of plain numbers drawn from (seed, index), and its execution.
 
 Results depend on (seed, index), the crop and the settings alone: not on batch, order, worker or (up to float rounding,
-which may move an 8-bit value by a level) the device.
+which JPEG may turn into some levels) the device; in float64 on no CPU's rounding either.
 Source: Wang et al., «Real-ESRGAN» (2021); METHOD («Light degradation») for the light preset.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tudsr.config import Settings
 from tudsr.data.jpeg import jpeg
 from tudsr.data.kernels import Kernel, draw_blur_kernel, draw_sinc_kernel
-from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, resize_to
+from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, resize_to, whole
 from tudsr.errors import ConfigError
 
 Range = tuple[float, float]
@@ -203,15 +203,15 @@ def apply_plan(gt: Tensor, lq_h: int, lq_w: int, plan: DegradationPlan) -> Tenso
     The first round resizes with respect to gt's size, the second with respect to the LQ size.
 
     Args:
-        gt: (3, H, W) float32 RGB in [-1, 1].
+        gt: (3, H, W) float32 or float64 RGB in [-1, 1].
         lq_h: rows of the LQ picture.
         lq_w: columns of the LQ picture.
         plan: the choices.
 
     Returns:
-        (3, lq_h, lq_w) float32 in [-1, 1], of 8-bit values.
+        (3, lq_h, lq_w) in [-1, 1], of 8-bit values.
     """
-    x = gt[None].float() / 2 + 0.5  # (1, 3, H, W) in [0, 1]
+    x = gt[None].to(torch.promote_types(gt.dtype, torch.float32)) / 2 + 0.5  # (1, 3, H, W) in [0, 1]
     height, width = gt.shape[-2:]
     x = _apply_noise(_blur_and_resize(x, plan.first, height, width), plan.first)
     x = _jpeg(x, plan.first)
@@ -223,7 +223,7 @@ def apply_plan(gt: Tensor, lq_h: int, lq_w: int, plan: DegradationPlan) -> Tenso
         x = blur(x, plan.final_kernel)
     if plan.jpeg_last:
         x = _jpeg(x, plan.second)
-    return x.clamp(0, 1).mul(255).round().div(127.5).sub(1)[0]
+    return whole(x.clamp(0, 1).mul(255)).div(127.5).sub(1)[0]
 
 
 def _blur_and_resize(x: Tensor, plan: RoundPlan, height: int, width: int) -> Tensor:
@@ -245,7 +245,7 @@ def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: 
     """Degrade one picture, reproducibly.
 
     Args:
-        gt: (3, H, W) float32 RGB in [-1, 1].
+        gt: (3, H, W) float32 or float64 RGB in [-1, 1].
         lq_h: rows of the LQ picture.
         lq_w: columns of the LQ picture.
         preset: a preset's name or a mix.
@@ -253,7 +253,7 @@ def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: 
         index: the sample's index, >= 0.
 
     Returns:
-        (3, lq_h, lq_w) float32 in [-1, 1], of 8-bit values, on gt's device.
+        (3, lq_h, lq_w) in [-1, 1], of 8-bit values, on gt's device.
 
     Raises:
         ConfigError: when the name is not a preset.

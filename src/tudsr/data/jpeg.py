@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tudsr.data.operators import settled, whole
+
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), in raster order.
 _LUMA_TABLE = (
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
@@ -34,19 +36,19 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """Write and read a batch of pictures as JPEG.
 
     Args:
-        x: (B, 3, H, W) float32 RGB in [0, 1], any size from 1x1 up; rounded to 8 bit on entry.
+        x: (B, 3, H, W) float32 or float64 RGB in [0, 1], any size from 1x1 up; rounded to 8 bit on entry.
         quality: (B,) integer values, 1 to 100, libjpeg's scale.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1], of 8-bit values.
+        (B, 3, H, W) in [0, 1], of 8-bit values.
     """
     height, width = x.shape[-2:]
     chroma_h, chroma_w = -(-height // 2), -(-width // 2)
-    rgb = (x.clamp(0, 1) * 255).round()
+    rgb = whole(x.clamp(0, 1) * 255)
     rgb = F.pad(rgb, (0, -width % 16, 0, -height % 16), mode="replicate")
     ycbcr = torch.einsum("oc,bchw->bohw", x.new_tensor(_TO_YCBCR), rgb)
-    luma = ycbcr[:, :1].round() - 128
-    chroma = _halve(ycbcr[:, 1:].round())  # (B, 2, H16/2, W16/2), already centred on 0
+    luma = whole(ycbcr[:, :1]) - 128
+    chroma = _halve(whole(ycbcr[:, 1:]))  # (B, 2, H16/2, W16/2), already centred on 0
     luma, chroma = _quantise(luma, chroma, quality)
     luma = luma[..., :height, :width].clamp(-128, 127) + 128
     chroma = chroma[..., :chroma_h, :chroma_w].clamp(-128, 127)
@@ -65,7 +67,7 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
     """Return rounded RGB in [0, 255] from luma (B, 1, H, W) in [0, 255] and chroma (B, 2, H, W) around 0."""
     blue, red = chroma[:, :1], chroma[:, 1:]
     rgb = torch.cat((luma + _CR_TO_R * red, luma + _CB_TO_G * blue + _CR_TO_G * red, luma + _CB_TO_B * blue), dim=1)
-    return rgb.round_().clamp_(0, 255)
+    return whole(rgb).clamp_(0, 255)
 
 
 def _quantise(luma: Tensor, chroma: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ def _quantise(luma: Tensor, chroma: Tensor, quality: Tensor) -> tuple[Tensor, Te
     blocks_y, blocks_c = _to_blocks(luma), _to_blocks(chroma)
     count = blocks_y.shape[1]
     table_y, table_c = quantisation_tables(quality)  # (B, 64) each
-    transform = _dct_matrix().to(luma.device)
+    transform = _dct_matrix().to(luma)
     coefficients = torch.cat((blocks_y, blocks_c), dim=1) @ transform.T  # (B, blocks, 64)
     planes = []
     for part, table, like in (
@@ -81,14 +83,14 @@ def _quantise(luma: Tensor, chroma: Tensor, quality: Tensor) -> tuple[Tensor, Te
         (coefficients[:, count:], table_c, chroma),
     ):
         step = table[:, None, :]
-        samples = ((_round_half_away(part / step) * step) @ transform).round_()
+        samples = whole((_round_half_away(part / step) * step) @ transform)
         planes.append(_from_blocks(samples, like))
     return planes[0], planes[1]
 
 
 def _round_half_away(x: Tensor) -> Tensor:
     """Round ties away from zero, as libjpeg does: the mean of a flat 8x8 block hits them often."""
-    return x.abs().add_(0.5).floor_().copysign_(x)
+    return settled(x.abs()).add_(0.5).floor_().copysign_(x)
 
 
 def quantisation_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +113,11 @@ def quantisation_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _dct_matrix() -> Tensor:
-    """Return the 2-D orthonormal 8x8 DCT-II as one (64, 64) matrix on flattened blocks."""
+    """Return the 2-D orthonormal 8x8 DCT-II as one (64, 64) matrix on flattened blocks, float64."""
     k = torch.arange(8, dtype=torch.float64)
     one = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / 16) / 2
     one[0] /= math.sqrt(2)
-    return torch.kron(one, one).float()
+    return torch.kron(one, one)
 
 
 def _to_blocks(plane: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Pictures are (B, 3, H, W) float32 RGB in [0, 1] here; results may leave that range. There we differ from Real-ESRGAN,
 which clips to it after either noise. It shows only where the second noise meets the final resize and filter before
 JPEG, which clips too; it is kept because models were trained so, and the test sets' hashes are pinned to it.
-Noise is drawn on the CPU from a seed, so that every device sees the same field.
+Noise is drawn on the CPU from a seed, so that every device sees the same field. float64 is taken too, and kept: then
+every machine finds the same 8-bit values, whatever its libraries do with the last bits (see `settled`).
 Source: Wang et al., «Real-ESRGAN» (2021), section 3.
 """
 
@@ -23,6 +24,21 @@ _NEGLIGIBLE = 1e-6
 # the LQ pictures would look like nearest-neighbour ones.
 _ANTIALIAS_BELOW = 0.25
 _SMALL_LAMBDA = 12.0
+_GRAIN = 2.0**-24
+
+
+def settled(x: Tensor) -> Tensor:
+    """Return x; in float64, to the nearest multiple of 2^-24, so that what should be a tie is one.
+
+    Sums of 8-bit values often end in a half. Which way that is rounded, the last bit decides, which is another on other
+    processors, and JPEG makes several levels of it.
+    """
+    return (x / _GRAIN).round_().mul_(_GRAIN) if x.dtype == torch.float64 else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """Round to whole numbers, ties to even, in float64 alike on every machine."""
+    return settled(x).round()
 
 
 def blur(x: Tensor, kernel: Kernel) -> Tensor:
@@ -39,7 +55,7 @@ def blur(x: Tensor, kernel: Kernel) -> Tensor:
     side, radius = kernel.shape[0], kernel.shape[0] // 2
     if side == 1:
         return x
-    weight = torch.from_numpy(np.ascontiguousarray(kernel, dtype=np.float32)).to(x.device)
+    weight = torch.from_numpy(np.ascontiguousarray(kernel)).to(x)
     mode = "reflect" if radius < min(x.shape[-2:]) else "replicate"
     padded = F.pad(x, (radius,) * 4, mode=mode)  # (B, C, H+k-1, W+k-1)
     # Off the CPU always by the FFT: convolutions may be computed in TF32 there, which shows in 8 bit.
@@ -134,7 +150,7 @@ def add_poisson_noise(x: Tensor, scale: float, *, grey: bool, seed: int) -> Tens
         (B, 3, H, W), not clamped.
     """
     clean = _luma(x) if grey else x
-    levels = (clean.clamp(0, 1) * 255).round()
+    levels = whole(clean.clamp(0, 1) * 255)
     used = int((torch.bincount(levels.flatten().to(torch.int32), minlength=256) > 0).sum())
     gain = 2.0 ** math.ceil(math.log2(used))
     rate = levels * (gain / 255)
@@ -150,7 +166,7 @@ def _luma(x: Tensor) -> Tensor:
 def _normal_like(x: Tensor, grey: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (x.shape[0], 1 if grey else x.shape[1], *x.shape[-2:])
-    return torch.randn(shape, generator=generator).to(x.device)
+    return torch.randn(shape, generator=generator).to(x)
 
 
 def poisson_quantile(normal: Tensor, rate: Tensor) -> Tensor:

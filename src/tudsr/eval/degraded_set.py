@@ -2,8 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tudsr.image import Picture, read_picture, write_picture
 
 RECORD = "degraded.json"
 FORMAT = 1
-DEGRADATION = 1
+DEGRADATION = 2
 """Of the code that makes a pair, here and in tudsr.data: raise it when the same settings give other pixels than before.
 What was made under another number is made anew."""
 PARTS = "gt", "lq"
@@ -166,20 +165,8 @@ def make_pair(path: Path, config: SetConfig, index: int) -> tuple[Picture, Pictu
     if min(height, width) < 1:
         raise InputError(f"{path}: {photo.shape[-1]}x{photo.shape[-2]} px is too small to be brought down by the scale")
     gt = photo[..., : height * config.scale, : width * config.scale]
-    with _one_thread():
-        lq = degrade(gt[0], height, width, preset=config.preset, seed=config.seed, index=index)[None]
-    return Picture(pixels=gt), Picture(pixels=lq)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: how many there are decides the order of sums, and JPEG makes much of a last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    lq = degrade(gt[0].double(), height, width, preset=config.preset, seed=config.seed, index=index)[None]
+    return Picture(pixels=gt), Picture(pixels=lq.float())
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
