@@ -21,13 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tudsr import lora
 from tudsr.backbones import Backbone
-from tudsr.backbones.space_to_depth import SpaceToDepth
 from tudsr.checkpoint import load_tensors
 from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
 from tudsr.config import ModelConfig, WindowRange, read_object
-from tudsr.errors import ModelError
 from tudsr.find import CONFIG_NAME, find_model
-from tudsr.folder import PROMPT_NAME, Model
+from tudsr.folder import PROMPT_NAME, Model, autoencoder_class
 from tudsr.planner import Pass, Plan
 from tudsr.stage import Stage
 from tudsr.windows import WindowGrid, plan_windows
@@ -85,12 +83,15 @@ def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
         The model without adapters (whose merged layers cost what the bare ones do) and without a scheduler.
 
     Raises:
-        ModelError: when the model is not there or has a part of an unknown kind.
+        ModelError: when the model is not there or has an autoencoder of an unknown kind.
         ConfigError: when a config file cannot be read.
     """
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
-    unet, vae = (_part(folder / part, dtype) for part in ("unet", "vae"))
+    from diffusers import UNet2DConditionModel  # slow to import, and mostly not needed
+
+    unet = _part(UNet2DConditionModel, folder / "unet", dtype)
+    vae = _part(autoencoder_class(folder / "vae"), folder / "vae", dtype)
     prompt = folder / PROMPT_NAME
     embeds = load_tensors(prompt)[0]["prompt_embeds"].to(META, dtype) if prompt.is_file() else None
     backbone = Backbone(unet, vae, torch.empty(_TIMESTEPS, device=META), "epsilon", embeds)
@@ -104,17 +105,10 @@ def shapes_of(model: Model) -> Model:
     return Model(model.config, copy.deepcopy(model.backbone).to(META), scheduler=None)
 
 
-def _part(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # slow to import, and mostly not needed
-
-    kinds: Any = (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, SpaceToDepth)
-    parts = {kind.__name__: kind for kind in kinds}
+def _part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     values = read_object(folder / "config.json")
-    name = values.get("_class_name")
-    if name not in parts:
-        raise ModelError(f"{folder}: a network of kind {name!r} is unknown; known ones: {', '.join(parts)}.")
     with META:
-        net: nn.Module = parts[name].from_config(values)
+        net: nn.Module = kind.from_config(values)
     return nn.Module.to(net, dtype)  # diffusers' own `to` warns of what matters only where there are numbers
 
 

@@ -125,10 +125,15 @@ def load_vae(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: when it is another kind, missing, pickled or unreadable.
     """
-    return _load_part(_vae_class(folder), folder, dtype)
+    return _load_part(autoencoder_class(folder), folder, dtype)
 
 
-def _vae_class(folder: Path) -> Any:
+def autoencoder_class(folder: Path) -> Any:
+    """Return the class of the autoencoder in a folder, without its weights.
+
+    Raises:
+        ModelError: for one of an unknown kind.
+    """
     import diffusers
 
     try:
