@@ -9,7 +9,15 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from tudsr.data.kernels import bivariate_kernel, sinc_kernel
-from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, poisson_quantile, resize_to
+from tudsr.data.operators import (
+    add_gaussian_noise,
+    add_poisson_noise,
+    blur,
+    poisson_quantile,
+    resize_to,
+    settled,
+    whole,
+)
 
 
 def _random(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -154,3 +162,30 @@ def test_noise_follows_from_its_seed(add: Callable[..., torch.Tensor]) -> None:
     x = _random(16, 16)
     assert torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=7))
     assert not torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=8))
+
+
+def test_in_float64_a_hair_from_a_tie_is_a_tie() -> None:
+    near = torch.tensor(
+        [0.5 - 1e-12, 0.5 + 1e-12, 1.5 - 1e-12, -2.5 - 1e-12, 0.5 - 1e-6, 0.5 + 1e-6], dtype=torch.float64
+    )
+    assert whole(near).tolist() == [0, 0, 2, -2, 0, 1]
+    assert torch.equal(settled(torch.arange(-300.0, 300.0, 0.5).double()), torch.arange(-300.0, 300.0, 0.5).double())
+
+
+def test_in_float32_values_are_left_as_they_are() -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 100
+    assert torch.equal(settled(x), x)
+    assert torch.equal(whole(x), x.round())
+
+
+@pytest.mark.parametrize("operator", [
+    lambda x: blur(x, bivariate_kernel(21, 2.0, 3.0, 0.5)),
+    lambda x: blur(x, bivariate_kernel(7, 1.0, 1.0, 0.0)),
+    lambda x: add_gaussian_noise(x, 5.0, grey=False, seed=0),
+    lambda x: add_poisson_noise(x, 1.0, grey=True, seed=0),
+])  # fmt: skip
+def test_float64_is_kept_and_agrees_with_float32(operator: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x = torch.rand(1, 3, 40, 36, generator=torch.Generator().manual_seed(1)).mul(255).round().div(255)
+    wide = operator(x.double())
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(operator(x).double(), wide, rtol=0, atol=1e-5)
