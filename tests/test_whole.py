@@ -1,6 +1,7 @@
 """A pass with the autoencoder over the whole picture."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -44,11 +45,12 @@ def picture(height: int, width: int) -> torch.Tensor:
 
 
 def test_one_window_is_the_plain_stage(stage):
-    x = picture(64, 72)
+    """In float64: in float32 processors differ by some 1e-5 here, as random weights make much of a last bit."""
+    stage, x = copy.deepcopy(stage).double(), picture(64, 72).double()
     with inference(stage):
         wanted = stage(x)
         grid = latent_grid(stage.backbone, 64, 72, ONE)
-        torch.testing.assert_close(restored(stage, x, grid), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(restored(stage, x, grid), wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_only_the_unet_goes_by_windows(stage, monkeypatch):
