@@ -174,9 +174,13 @@ def test_an_enlargement_is_the_sum_of_its_windows(shapes):
     assert useful / pixels == pytest.approx(windows[0].flop / (grids[0].window_h * grids[0].window_w), 0.01)
 
 
-def test_an_unknown_kind_of_network_is_named(config_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "kind", "accepted"),
+    [("vae", "VQModel", "AutoencoderKL"), ("unet", "UNet2DModel", "UNet2DConditionModel")],
+)
+def test_an_unknown_kind_of_network_is_named(config_folder, tmp_path, part, kind, accepted):
     folder = tmp_path / "model"
     shutil.copytree(config_folder, folder)
-    (folder / "vae/config.json").write_text('{"_class_name": "VQModel"}')
-    with pytest.raises(ModelError, match="'VQModel' is unknown; accepted: AutoencoderKL"):
+    (folder / part / "config.json").write_text(f'{{"_class_name": "{kind}"}}')
+    with pytest.raises(ModelError, match=f"'{kind}' is unknown; accepted: {accepted}"):
         meta_model(folder, torch.float32)

@@ -25,7 +25,7 @@ from tudsr.checkpoint import load_tensors
 from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
 from tudsr.config import ModelConfig, WindowRange, read_object
 from tudsr.find import CONFIG_NAME, find_model
-from tudsr.folder import PROMPT_NAME, Model, autoencoder_class
+from tudsr.folder import PROMPT_NAME, Model, part_class
 from tudsr.planner import Pass, Plan
 from tudsr.stage import Stage
 from tudsr.windows import WindowGrid, plan_windows
@@ -83,15 +83,12 @@ def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
         The model without adapters (whose merged layers cost what the bare ones do) and without a scheduler.
 
     Raises:
-        ModelError: when the model is not there or has an autoencoder of an unknown kind.
+        ModelError: when the model is not there or has a part of an unknown kind.
         ConfigError: when a config file cannot be read.
     """
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
-    from diffusers import UNet2DConditionModel  # slow to import, and mostly not needed
-
-    unet = _part(UNet2DConditionModel, folder / "unet", dtype)
-    vae = _part(autoencoder_class(folder / "vae"), folder / "vae", dtype)
+    unet, vae = _part(folder / "unet", "UNet", dtype), _part(folder / "vae", "autoencoder", dtype)
     prompt = folder / PROMPT_NAME
     embeds = load_tensors(prompt)[0]["prompt_embeds"].to(META, dtype) if prompt.is_file() else None
     backbone = Backbone(unet, vae, torch.empty(_TIMESTEPS, device=META), "epsilon", embeds)
@@ -105,8 +102,9 @@ def shapes_of(model: Model) -> Model:
     return Model(model.config, copy.deepcopy(model.backbone).to(META), scheduler=None)
 
 
-def _part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _part(folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
     values = read_object(folder / "config.json")
+    kind = part_class(folder, part)
     with META:
         net: nn.Module = kind.from_config(values)
     return nn.Module.to(net, dtype)  # diffusers' own `to` warns of what matters only where there are numbers

@@ -21,6 +21,11 @@ from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
 PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
 WEIGHTS_STEM = "diffusion_pytorch_model"
+PARTS = {
+    "UNet": ("UNet2DConditionModel",),
+    "autoencoder": ("AutoencoderKL", "AutoencoderTiny", SpaceToDepth.__name__),
+}
+"""A part of a model → what it may be."""
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
 
@@ -125,11 +130,15 @@ def load_vae(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: when it is another kind, missing, pickled or unreadable.
     """
-    return _load_part(autoencoder_class(folder), folder, dtype)
+    return _load_part(part_class(folder, "autoencoder"), folder, dtype)
 
 
-def autoencoder_class(folder: Path) -> Any:
-    """Return the class of the autoencoder in a folder, without its weights.
+def part_class(folder: Path, part: str) -> Any:
+    """Return the class of the network in a folder, without its weights.
+
+    Args:
+        folder: has a config.json.
+        part: a key of PARTS.
 
     Raises:
         ModelError: for one of an unknown kind.
@@ -140,12 +149,9 @@ def autoencoder_class(folder: Path) -> Any:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: config.json with a _class_name is expected ({error}).") from error
-    if name == SpaceToDepth.__name__:
-        return SpaceToDepth
-    if name not in ("AutoencoderKL", "AutoencoderTiny"):
-        known = "AutoencoderKL, AutoencoderTiny, SpaceToDepth"
-        raise ModelError(f"{folder}: autoencoder {name!r} is unknown; accepted: {known}.")
-    return getattr(diffusers, name)
+    if name not in PARTS[part]:
+        raise ModelError(f"{folder}: {part} {name!r} is unknown; accepted: {', '.join(PARTS[part])}.")
+    return SpaceToDepth if name == SpaceToDepth.__name__ else getattr(diffusers, name)
 
 
 def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -75,7 +75,7 @@ def _quantise(luma: Tensor, chroma: Tensor, quality: Tensor) -> tuple[Tensor, Te
     blocks_y, blocks_c = _to_blocks(luma), _to_blocks(chroma)
     count = blocks_y.shape[1]
     table_y, table_c = quantisation_tables(quality)  # (B, 64) each
-    transform = _dct_matrix().to(luma)
+    transform = _dct_matrix(luma.dtype).to(luma.device)
     coefficients = torch.cat((blocks_y, blocks_c), dim=1) @ transform.T  # (B, blocks, 64)
     planes = []
     for part, table, like in (
@@ -112,12 +112,12 @@ def quantisation_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _dct_matrix() -> Tensor:
-    """Return the 2-D orthonormal 8x8 DCT-II as one (64, 64) matrix on flattened blocks, float64."""
+def _dct_matrix(dtype: torch.dtype) -> Tensor:
+    """Return the 2-D orthonormal 8x8 DCT-II as one (64, 64) matrix on flattened blocks."""
     k = torch.arange(8, dtype=torch.float64)
     one = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / 16) / 2
     one[0] /= math.sqrt(2)
-    return torch.kron(one, one)
+    return torch.kron(one, one).to(dtype)
 
 
 def _to_blocks(plane: Tensor) -> Tensor:
