@@ -21,7 +21,7 @@ LAYERS = [
     ["memory", "spread"],
     ["cost", "graphs", "request", "whole"],
     ["stage", "folder", "presets"],
-    ["backbones", "lora", "one_step", "tiling", "color", "canvas", "perceptual", "data", "planner", "machine"],
+    ["backbones", "lora", "one_step", "tiling", "color", "alpha", "canvas", "perceptual", "data", "planner", "machine"],
     ["windows", "resize", "image", "device"],
     ["find"],
     ["config", "checkpoint"],

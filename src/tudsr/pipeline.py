@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tudsr.alpha import seen
 from tudsr.canvas import MemoryStore, RowsFrom, Store
 from tudsr.color import COLOR_FIXES, strip_rows, strips
 from tudsr.config import ModelConfig
@@ -131,7 +132,7 @@ class TUDSR:
             where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
             request, store, size = self.settled(request), MemoryStore(where), (picture.height, picture.width)
             plan = self.plan(*size, request)
-            rows = self.run_passes(part_of(picture.pixels.to(where)), size, plan, request, store, progress)
+            rows = self.run_passes(part_of(seen(picture).to(where)), size, plan, request, store, progress)
             pixels = store.fill("output", plan.height, plan.width, rows)(0, plan.height, 0, plan.width)
             pixels = pixels.cpu() if to_cpu else pixels
         alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width).clamp_(0, 1)

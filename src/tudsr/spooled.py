@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tudsr import __version__
+from tudsr.alpha import covered
 from tudsr.canvas import JOURNAL_NAME, DiskStore, RowsFrom, discard, read_journal
 from tudsr.checkpoint import atomic_path, sha256_file, write_text
 from tudsr.cost import spooled_bytes
@@ -143,7 +144,8 @@ class Spooled:
         plan = self._model.plan(*size, self._request)
         fmt = file_format(self._target)
         made = replace(header, height=plan.height, width=plan.width, bits=header.bits if fmt.wide else 8)
-        rows = self._model.run_passes(_pixels(values), size, plan, self._request, store, progress)
+        source = _pixels(values) if values.shape[2] not in (2, 4) else covered(_pixels(values), _alpha(values), size)
+        rows = self._model.run_passes(source, size, plan, self._request, store, progress)
         out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
         store.write("output", out, numbers(store, out, values, rows))
         encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
