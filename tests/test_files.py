@@ -82,8 +82,10 @@ def save(path, kind):
         exif[274], exif[271] = 6, "a camera"
         Image.fromarray(noise(45, 61, 3)).save(path, exif=exif, icc_profile=ICC, quality=90)
     else:
-        values = noise(45, 61, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[kind])
-        Image.fromarray(values[..., 0] if kind == "L" else values).save(path)
+        channels = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "RGB": 3, "RGBA": 4}[kind]
+        values = noise(45, 61, channels, np.uint16 if kind == "I;16" else np.uint8)
+        image = Image.fromarray(values[..., 0] if channels == 1 else values)
+        (image.convert("1") if kind == "1" else image).save(path)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,9 @@ def save(path, kind):
         ("P", ".png", ".png"),
         ("P", ".gif", ".png"),
         ("CMYK", ".jpg", ".png"),
+        ("RGBA", ".png", ".jpg"),
+        ("turned", ".jpg", ".jpg"),
+        *((kind, ".png", to) for kind in ("L", "LA", "I;16", "1") for to in (".tif", ".jpg")),
     ],
 )
 @pytest.mark.parametrize("color", ["wavelet", "adain"])
@@ -152,6 +157,29 @@ def test_exif_comes_along_without_its_orientation(model, tmp_path, on_disk):
         assert image.size == (90, 122)
         assert image.getexif()[271] == "a camera"
         assert image.getexif().get(274, 1) == 1
+
+
+@pytest.mark.parametrize("maker_note_bytes", [None, 100, 70_000])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_from_disk_says_of_itself_what_one_from_memory_does(model, tmp_path, request, mode, maker_note_bytes):
+    """No EXIF that libvips made up, a profile whose colours are not the picture's, and what JPEG has no room for."""
+    exif = Image.Exif()
+    if maker_note_bytes is not None:
+        exif[271], exif[282], exif[296] = "a camera", 300.0, 2
+        exif.get_ifd(34665).update({37500: bytes(maker_note_bytes), 40962: 61, 40963: 45})
+    source, wish = tmp_path / "in.png", Request(scale=2)
+    Image.fromarray(noise(45, 61, 3)).convert(mode).save(source, exif=exif, icc_profile=ICC + bytes(70_000))
+    heard, said = [], []
+    upscale_file(model, source, tmp_path / "memory.jpg", wish, say=heard.append)
+    request.getfixturevalue("on_disk")
+    upscale_file(model, source, tmp_path / "disk.jpg", wish, say=said.append)
+    with Image.open(tmp_path / "memory.jpg") as a, Image.open(tmp_path / "disk.jpg") as b:
+        assert a.info == b.info
+        assert a.applist == b.applist
+        assert ("exif" in b.info) == (maker_note_bytes == 100)
+        assert len(b.info["icc_profile"]) > 70_000
+    assert said[1:] == heard
+    assert any("is more than JPEG holds and was left out" in line for line in said) == (maker_note_bytes == 70_000)
 
 
 def test_transparency_is_laid_on_white_for_jpeg(model, tmp_path, on_disk):
@@ -500,8 +528,9 @@ def test_formats_that_are_not_written_by_strips_stay_in_memory_or_are_refused(mo
     """Whatever else saves memory is tried, and the least that is named is that without the disk."""
     source, target = tmp_path / "in.png", tmp_path / f"out{suffix}"
     save(source, "RGB")
-    with pytest.raises(InputError, match=r"From disk \(PNG, TIFF, JPEG; not side by side with the input\)") as caught:
+    with pytest.raises(InputError, match=r"; from disk \(PNG, TIFF, JPEG; not side by side with the input\)") as caught:
         upscale_file(model, source, target, Request(scale=2), memory=1)
+    assert str(caught.value).count(". ") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
     least = int(re.search(r"(\d+) MB is the least", str(caught.value))[1])
     upscale_file(model, source, target, Request(scale=2), memory=2 * least * 10**6)  # held memory is not the same twice

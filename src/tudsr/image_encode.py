@@ -21,6 +21,7 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _PIXEL_X, _PIXEL_Y = 40962, 40963  # the picture's sides, as EXIF tells them once more
 _JPEG_EXIF_BYTES = 65533
+_JPEG_ICC_BYTES = _JPEG_EXIF_BYTES - 14  # beside «ICC_PROFILE», a chunk's number and how many there are
 _STRIP_BYTES = 2**20
 _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # of pixels; what is more needs BigTIFF, which Pillow does not write compressed
 _ZLIB_LEVEL = 3  # zlib's own 6 takes half as long again for a tenth less on disk
@@ -121,19 +122,31 @@ def encode_file(path: Path, raster: Raster) -> tuple[str, ...]:
 
 
 def _fit_exif(raster: Raster, fmt: FileFormat) -> tuple[bytes | None, list[str]]:
-    notes = []
-    exif = resized_exif(raster.exif, raster.values.shape[:2])
-    if not fmt.metadata and (exif or raster.icc):
-        notes.append(f"{fmt.name} holds neither EXIF nor a colour profile: they were left out.")
-        exif = None
-    elif exif and fmt.name == "TIFF" and _needs_own_writer(raster, fmt):
-        kind = "TIFF above 4 GB" if raster.values.nbytes > _CLASSIC_TIFF_BYTES else "16-bit colour TIFF"
-        notes.append(f"EXIF was left out of the {kind}.")
-        exif = None
-    elif exif and fmt.name == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
-        notes.append(f"EXIF of {len(exif)} bytes is more than JPEG holds and was left out.")
-        exif = None
-    return exif, notes
+    if not fmt.metadata and (raster.exif or raster.icc):
+        return None, [f"{fmt.name} holds neither EXIF nor a colour profile: they were left out."]
+    without = ""
+    if fmt.name == "TIFF" and _needs_own_writer(raster, fmt):
+        without = "TIFF above 4 GB" if raster.values.nbytes > _CLASSIC_TIFF_BYTES else "16-bit colour TIFF"
+    return fit_exif(raster.exif, raster.values.shape[:2], fmt, without)
+
+
+def fit_exif(
+    data: bytes | None, size: tuple[int, ...], fmt: FileFormat, without: str = ""
+) -> tuple[bytes | None, list[str]]:
+    """Return EXIF as a file gets it, its sides corrected to (height, width), and a sentence where it is left out.
+
+    Args:
+        data: EXIF as bytes, or None.
+        size: of the picture.
+        fmt: of the file.
+        without: the kind of file, where its writer knows no EXIF; else "".
+    """
+    exif = resized_exif(data, size)
+    if exif and without:
+        return None, [f"EXIF was left out of the {without}."]
+    if exif and fmt.name == "JPEG" and len(exif) > _JPEG_EXIF_BYTES:
+        return None, [f"EXIF of {len(exif)} bytes is more than JPEG holds and was left out."]
+    return exif, []
 
 
 def resized_exif(data: bytes | None, size: tuple[int, ...]) -> bytes | None:
@@ -201,6 +214,16 @@ def on_white(values: NDArray) -> NDArray:
     flat.paste(image.convert(flat.mode), mask=image.getchannel("A"))
     laid = np.asarray(flat)
     return laid[..., None] if laid.ndim == 2 else laid
+
+
+def jpeg_metadata(icc: bytes | None, exif: bytes | None) -> bytes:
+    """Return what stands behind a JPEG's first two bytes, as Pillow has it. Source: ICC.1:2022, B.4 (chunks)."""
+    segments = [(0xE0, bytes.fromhex("4a46494600 0101 00 0001 0001 0000"))]  # JFIF 1.01 without a resolution
+    if exif:
+        segments.append((0xE1, exif))
+    chunks = [(icc or b"")[at : at + _JPEG_ICC_BYTES] for at in range(0, len(icc or b""), _JPEG_ICC_BYTES)]
+    segments += [(0xE2, b"ICC_PROFILE\0" + bytes((at, len(chunks))) + chunk) for at, chunk in enumerate(chunks, 1)]
+    return b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(data)) + data for marker, data in segments)
 
 
 def write_png(part: Path, values: Any, icc: bytes | None, exif: bytes | None) -> None:

@@ -1,5 +1,6 @@
 """Pictures that are too large for memory: from a file to plain numbers on disk and back, a strip of rows at a time."""
 
+import shutil
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
 from tudsr.image_decode import READABLE, decode_file, frame_notes, split_exif
-from tudsr.image_encode import QUALITY, file_format, on_white, resized_exif, write_png
+from tudsr.image_encode import QUALITY, file_format, fit_exif, jpeg_metadata, on_white, write_png
 from tudsr.image_raster import check_size, decoding
 from tudsr.image_raw import RawFile
 
@@ -215,11 +216,9 @@ def encode_spooled(path: Path, raw: RawFile, header: Header) -> tuple[str, ...]:
     """
     check_spooled(path)
     fmt, rows = file_format(path), raw
-    exif, notes = resized_exif(header.exif, header.shape[:2]), []
+    exif, notes = fit_exif(header.exif, header.shape[:2], fmt, "TIFF" if fmt.name == "TIFF" else "")
     if header.channels in (2, 4) and not fmt.alpha:
         notes.append(f"{fmt.name} holds no transparency: the picture was laid on white.")
-    if exif and fmt.name == "TIFF":
-        notes.append("EXIF was left out of the TIFF.")
     with atomic_path(path) as part:
         if fmt.name == "PNG":
             write_png(part, rows, header.icc, exif)
@@ -237,9 +236,10 @@ def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None 
     colours = channels - (flat and channels in (2, 4))
     strips = (on_white(strip) if flat else strip for strip in rows.strips())
     data = (strip.tobytes() if level is None else zlib.compress(strip.tobytes(), level) for strip in strips)
+    shape = (height, width) if colours == 1 else (height, width, colours)  # tifffile knows no axis of one grey
     tifffile.imwrite(
-        part, data, shape=(height, width, colours), dtype=rows.dtype, rowsperstrip=rows.strip_rows, bigtiff=True,
-        photometric="rgb" if channels > 2 else "minisblack", planarconfig="contig",
+        part, data, shape=shape, dtype=rows.dtype, rowsperstrip=rows.strip_rows, bigtiff=True,
+        photometric="rgb" if channels > 2 else "minisblack", planarconfig=None if colours == 1 else "contig",
         extrasamples=["unassalpha"] if colours in (2, 4) else None, iccprofile=icc,
         compression=None if level is None else "adobe_deflate", metadata=None, software=False,
     )  # fmt: skip
@@ -248,17 +248,21 @@ def _write_tiff(part: Path, rows: RawFile, icc: bytes | None, level: int | None 
 def _write_jpeg(part: Path, rows: RawFile, icc: bytes | None, exif: bytes | None) -> None:
     """Write by libvips, from a TIFF on disk: it would map plain numbers, which counts as memory."""
     vips = libvips()
-    flat = part.with_name(f"{part.stem}-flat.tif")
+    flat, bare = (part.with_name(f"{part.stem}-{name}") for name in ("flat.tif", "bare.jpg"))
     try:
-        _write_tiff(flat, rows, icc, level=None, flat=True)
-        image = vips.Image.new_from_file(str(flat), access="sequential").copy()
-        if exif:
-            image.set_type(vips.GValue.blob_type, "exif-data", exif)
-        image.write_to_file(str(part), Q=QUALITY, subsample_mode="off")
+        _write_tiff(flat, rows, None, level=None, flat=True)
+        image = vips.Image.new_from_file(str(flat), access="sequential")
+        # libvips would make EXIF of its own, and leave out, without a word, what it cannot hold or finds unfit.
+        image.write_to_file(str(bare), Q=QUALITY, subsample_mode="off", keep="none")
+        flat.unlink()  # before there is another copy: `Spooled` counts one
+        with bare.open("rb") as source, part.open("wb") as target:
+            target.write(source.read(2) + jpeg_metadata(icc, exif))
+            shutil.copyfileobj(source, target)
     except vips.Error as error:
         raise InputError(f"{part}: cannot be written ({' '.join(str(error).split())}).") from error
     finally:
-        flat.unlink(missing_ok=True)
+        for file in (flat, bare):
+            file.unlink(missing_ok=True)
 
 
 def libvips() -> Any:
