@@ -1,12 +1,16 @@
 """Atomic writes, hashes and safetensors with metadata."""
 
+import errno
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tudsr import checkpoint
 from tudsr.checkpoint import (
     atomic_path,
     load_tensors,
@@ -47,8 +51,66 @@ def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tudsr.checkpoint import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print(temporary.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_kill_left_goes_with_the_next_write_and_what_is_being_written_does_not(tmp_path: Path):
+    pytest.importorskip("fcntl")
+    target, others = tmp_path / "b.png", [tmp_path / name for name in (f".{'ab' * 4}-{'0' * 32}.png", ".mine.png")]
+    for other in others:
+        other.touch()
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", KILLED, target], stdin=pipe, stdout=pipe, text=True) as process:
+        temporary = tmp_path / process.stdout.readline().strip()
+        assert temporary.read_text() == "half"
+        assert temporary.suffix == ".png"
+        write_text(target, "of another process")
+        assert temporary.exists()
+        write_text(tmp_path / "c.png", "another target")
+        process.kill()
+    assert temporary.exists()
+    write_text(tmp_path / "c.png", "another target")
+    assert temporary.exists()
+    write_text(target, "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"b.png", "c.png", *(other.name for other in others)}
+    assert target.read_text() == "whole"
+
+
+def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path: Path, monkeypatch):
+    """Of a filesystem that knows none, of one that lets nobody write what is locked, and of a system without them."""
+    fcntl, target = pytest.importorskip("fcntl"), tmp_path / "b.png"
+
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def denied(*_):
+        raise PermissionError
+
+    with atomic_path(target) as held:
+        for owner, name, value in (
+            (fcntl, "flock", unknown),
+            (Path, "write_bytes", denied),
+            (checkpoint, "fcntl", None),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, value)
+                write_text(target, name)
+            assert target.read_text() == name
+            assert {path.name for path in tmp_path.iterdir()} == {"b.png", held.name}
+        held.write_text("held")
+    assert target.read_text() == "held"
+
+
 def test_what_kills_left_is_swept_and_nothing_else(tmp_path: Path):
-    for name in (f".{'0a' * 16}.pt", f".{'b' * 32}", ".hidden.pt", "state.pt"):
+    for name in (f".{'0a' * 16}.pt", f".{'c' * 8}-{'0a' * 16}.pt", f".{'b' * 32}", ".hidden.pt", "state.pt"):
         (tmp_path / name).write_text("x")
     sweep_temporary(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden.pt", "state.pt"]
@@ -93,7 +155,9 @@ def test_missing_truncated_and_disguised_files_are_model_errors(tmp_path: Path):
     save_tensors(good, {"a": torch.ones(100)})
     (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:-20])
     torch.save({"a": torch.ones(1)}, tmp_path / "disguised.safetensors")
-    for name in ("none", "short", "disguised"):
+    with pytest.raises(ModelError, match="none.safetensors: no such file"):
+        load_tensors(tmp_path / "none.safetensors")
+    for name in ("short", "disguised"):
         with pytest.raises(ModelError, match=f"{name}.safetensors: not a readable"):
             load_tensors(tmp_path / f"{name}.safetensors")
 

@@ -9,13 +9,20 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tudsr.errors import InputError, ModelError
+
+try:
+    import fcntl
+except ImportError:  # of Windows
+    fcntl = None  # type: ignore[assignment]
 
 FP16 = ".fp16.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _METADATA = "tudsr"
+_TEMPORARY = r"\.([0-9a-f]{8}-)?[0-9a-f]{32}"
+"""A stem of `atomic_path`: of the target's name where the file is locked, then unique."""
 
 
 def check_folder(folder: Path) -> None:
@@ -33,22 +40,66 @@ def check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed."""
+    """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed.
+
+    So is, before, what killed processes left for the same `path`, where there are file locks to tell it by.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")  # not the stem: a long name must stay writable
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:  # a rename that outlives a power cut must not outlive the contents
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - replaces files and, unlike Path.rename, says so on every platform
-    finally:
+    # Not the name itself: a long one must stay writable.
+    begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
+    for left in path.parent.glob(f"{begin}*"):
+        if re.fullmatch(_TEMPORARY, left.stem):
+            _remove_left(left)
+    with _held(path, begin) as temporary:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:  # a rename that outlives a power cut must not outlive the contents
+                os.fsync(file.fileno())
+            os.replace(temporary, path)  # noqa: PTH105 - replaces and, unlike Path.rename, says so on every platform
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path, begin: str) -> Iterator[Path]:
+    """Yield a temporary path; one that begins so is of a file that is locked for as long as its writer lives.
+
+    A file's age would not tell a dead writer from a stopped one, nor let a run that follows at once tidy up.
+    """
+    name = f"{uuid.uuid4().hex}{path.suffix}"
+    if fcntl is not None:
+        temporary = path.with_name(f"{begin}{name}")
+        with temporary.open("xb") as file:
+            if _lock(file, temporary):
+                yield temporary
+                return
         temporary.unlink(missing_ok=True)
+    yield path.with_name(f".{name}")
+
+
+def _lock(file: IO[bytes], path: Path) -> bool:
+    """Lock a file that was just made; False where locks are unknown, or let nobody write it, as SMB's."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for probe in (b"-", b""):
+            path.write_bytes(probe)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())  # else another took it for one that was left
+    except OSError:
+        return False
+
+
+def _remove_left(temporary: Path) -> None:
+    """Remove a temporary file, unless its writer lives."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError), temporary.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 def sweep_temporary(folder: Path) -> None:
     """Remove what kills left of `atomic_path` right below a folder that nobody else writes to."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\.[0-9a-f]{32}", path.stem):
+        if re.fullmatch(_TEMPORARY, path.stem):
             path.unlink(missing_ok=True)
 
 
@@ -104,6 +155,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not path.exists():
+        raise ModelError(f"{path}: no such file.")
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: only .safetensors files are loaded; a pickle can run code, so convert it first.")
     try:
