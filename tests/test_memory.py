@@ -67,6 +67,14 @@ def test_first_the_pictures_go_to_disk_then_windows_shrink_then_it_is_refused(ne
     assert fit(wish, request, least * MB).peak_bytes <= least * MB
 
 
+@pytest.mark.parametrize(
+    ("budget", "said"), [(1, "1 B"), (999, "999 B"), (64_000, "64 kB"), (MB, "1 MB"), (20 * MB, "20 MB")]
+)
+def test_a_small_budget_is_said_in_small_units(need, budget, said):
+    with pytest.raises(InputError, match=f"does not fit into {said} of memory; "):
+        fit(need(20, 30, 4), Request(scale=4), budget)
+
+
 def test_windows_by_hand_do_not_shrink(need):
     with pytest.raises(InputError, match="is the least"):
         fit(need(200, 200, 4), Request(scale=4, tile_px=64), 501 * MB)

@@ -118,7 +118,8 @@ class _FileJob:
             if spool:
                 raise
             known = ", ".join(SPOOLED_FORMATS)
-            raise InputError(f"{error} From disk ({known}; not side by side with the input) it takes less.") from error
+            less = f"from disk ({known}; not side by side with the input) it takes less"
+            raise InputError(f"{str(error).removesuffix('.')}; {less}.") from error
         if fit is not None and fit.most_px is not None:
             self.tell(fit.shrunk)
         if begun is not None and not (fit is not None and fit.on_disk and fit.most_px == begun.most_px):

@@ -171,9 +171,15 @@ def fit(need: Need, request: Request, budget: int, *, host: int | None = None) -
     if least is None:
         raise InputError(f"{width}x{height} → {plan.width}x{plan.height} px: the pictures do not fit beside the GPU.")
     raise InputError(
-        f"{width}x{height} → {plan.width}x{plan.height} px does not fit into {budget / 1e6:.0f} MB of memory; "
+        f"{width}x{height} → {plan.width}x{plan.height} px does not fit into {_in_words(budget)} of memory; "
         f"{math.ceil(_MARGIN * least.peak_bytes / 1e6)} MB is the least it can be done in."
     )
+
+
+def _in_words(count: int) -> str:
+    """Return a budget in MB, or in what is smaller where it is less than one."""
+    factor, unit = next(((f, u) for f, u in ((10**6, "MB"), (10**3, "kB")) if count >= f), (1, "B"))
+    return f"{count / factor:.0f} {unit}"
 
 
 def fit_here(need: Need, request: Request, memory: int | None, device: torch.device) -> Fit:

@@ -6,8 +6,10 @@ from functools import partial
 import pytest
 import torch
 
+from tudsr import memory, pipeline
 from tudsr.apps import bench as module
 from tudsr.apps.plan import make_plan
+from tudsr.request import Request
 
 MATMUL = {"tflops": 0.5, "side": 8, "runs": 1}
 
@@ -55,6 +57,32 @@ def test_the_warm_up_does_not_count(call, monkeypatch):
     monkeypatch.setattr(module.tudsr.pipeline.TUDSR, "upscale_picture", lambda self, picture, request: picture)
     found = json.loads(call("--sizes", "16x12", "--scale", 2, "--repeat", 3, "--json")[1])
     assert found["sizes"][0]["seconds"] == {"median": 2, "quartiles": [1.5, 2.5], "runs": 3}
+
+
+def test_a_size_that_does_not_fit_is_refused_before_any_measuring(call, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(module, "matmul_rate", lambda *_: pytest.fail("it was measured"))
+    code, out, err = call("--sizes", "16x12,40000x40000", "--scale", 1)
+    assert (code, out) == (2, "")
+    assert "40000x40000 → 40000x40000 px does not fit into " in err
+    assert err.count("\n") == 1
+
+
+def test_windows_that_had_to_shrink_are_said(call, monkeypatch, model_folder):
+    model = pipeline.load(model_folder, "cpu", "fp32")
+    request = model.settled(Request(scale=4))
+    size = (60, 60)
+    monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6)
+    frugal = model.fit(size, model.plan(*size, request), request, 10**12, spool=False)
+    while frugal.most_px is None:
+        enough = frugal.peak_bytes
+        frugal = model.fit(size, model.plan(*size, request), request, enough - 1, spool=False)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: enough - 500 * 10**6 - 1)
+    words = ("--sizes", "60x60", "--scale", 4, "--repeat", 1)
+    (one,) = json.loads(call(*words, "--json")[1])["sizes"]
+    assert one["most_px"] == frugal.most_px
+    assert one["tflop"] == pytest.approx(sum(step.flop for step in frugal.passes) / 1e12)
+    assert f"; windows shrunk to {frugal.most_px} px to fit" in call(*words)[1]
 
 
 def test_a_gpus_peak_begins_without_what_was_reserved_before(monkeypatch):

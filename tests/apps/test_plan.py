@@ -123,7 +123,7 @@ def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, short
     """With what is free, with enough, and with a byte too little for what was chosen before, again and again."""
     model = load(model_folder, "cpu", "fp32")
     request = model.settled(Request(scale=4))
-    size, held = (500, 700), module.weights_bytes(model.shapes, merged=False)
+    size, held = (500, 700), module.weights_bytes(model.shapes, merged=False) + module.LOADING_BYTES
     monkeypatch.setattr(module, "peak_rss_mb", lambda: 500.0)
     monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6 + held)
     found, memory = model.fit(size, model.plan(*size, request), request, 10**12), None
@@ -176,6 +176,19 @@ print(json.dumps([1e6 * plan["memory_mb"]["base"], held_bytes(torch.device("cpu"
     assert weights > 10**8
     assert held == pytest.approx(planned, abs=0.2 * weights)
     assert peak is None or peak < planned + 0.3 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TINY, reason="the embedded model is not there")
+def test_it_names_the_least_that_an_enlargement_does(tmp_path):
+    """In processes of their own; no two hold the same to begin with."""
+    Image.fromarray(np.zeros((100, 150, 3), np.uint8)).save(tmp_path / "a.png")
+    least = []
+    for words in ["plan", "150", "100"], ["upscale", "a.png", "-o", "x.png"]:
+        command = [sys.executable, "-m", "tudsr", *words, "--device", "cpu", "--dtype", "fp32", "--memory", "1MB"]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stderr
+        least.append(int(said.split(" MB is the least")[0].split()[-1]))
+    assert least[0] == pytest.approx(least[1], abs=12)
 
 
 @pytest.mark.slow

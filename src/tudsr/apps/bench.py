@@ -43,29 +43,35 @@ def run_bench(
         What `--json` prints.
 
     Raises:
-        TudsrError: for anything that cannot be used, before any measuring.
+        TudsrError: for anything that cannot be used or does not fit into the memory, before any measuring.
     """
     wanted = [parse_size(text, "--sizes") for text in sizes.split(",")]
     request = Request.of({"scale": scale})
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = tudsr.load(model, device, dtype)
-    for height, width in wanted:
-        loaded.plan(height, width, request)
+    requests = [_fitted(loaded, size, request) for size in wanted]
     net = loaded.model.backbone
     shapes = meta_model(model, net.dtype)
     with steps_bar("bench", enabled=True) as bar:
         task = bar.add_task("", total=len(wanted) * (1 + repeat), figures="")
         peak = matmul_rate(net.device, net.dtype)
         rows = [
-            _measure(loaded, shapes, size, request, repeat, peak["tflops"], lambda: bar.advance(task))
-            for size in wanted
+            _measure(loaded, shapes, size, fitted, repeat, peak["tflops"], lambda: bar.advance(task))
+            for size, fitted in zip(wanted, requests, strict=True)
         ]
     return {
         "tudsr": tudsr.__version__, "commit": commit(), "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(net.device, dtype), "model": model, "scale": scale, "seed": _SEED, "matmul": peak,
         "sizes": rows,
     }  # fmt: skip
+
+
+def _fitted(loaded: TUDSR, size: tuple[int, int], request: Request) -> Request:
+    """Return the request as it fits into what is free, in memory, or refuse the size."""
+    settled = loaded.settled(request)
+    found = loaded.fit(size, loaded.plan(*size, settled), settled, spool=False)
+    return settled if found is None else found.applied(settled)
 
 
 def _measure(
@@ -90,13 +96,13 @@ def _measure(
         done()
     plan = loaded.plan(height, width, request)
     peak_mb = _peak_mb(device)
-    passes = pass_costs(shapes, plan, shapes.config.windows)
+    passes = pass_costs(shapes, plan, request.windows(shapes.config.windows))
     tflop, useful = sum(one.flop for one in passes) / _TERA, sum(one.useful_flop for one in passes) / _TERA
     spread = _spread(seconds[1:])
     rate = tflop / spread["median"]
     return {
         "in_size": [width, height], "out_size": [plan.width, plan.height], "m": plan.m, "n": plan.n,
-        "seconds": spread, "peak_mb": round(peak_mb, 1),
+        "most_px": request.most_px, "seconds": spread, "peak_mb": round(peak_mb, 1),
         "tflop": tflop, "useful_tflop": useful,
         "tflops": rate, "share_of_matmul": rate / matmul_tflops,
     }  # fmt: skip
@@ -134,9 +140,10 @@ def bench_lines(found: Mapping[str, Any]) -> list[str]:
     for one in found["sizes"]:
         (width, height), (out_w, out_h), spread = one["in_size"], one["out_size"], one["seconds"]
         low, high = spread["quartiles"]
+        shrunk = f"; windows shrunk to {one['most_px']} px to fit into the memory" if one["most_px"] else ""
         lines.append(
             f"{width}x{height} → {out_w}x{out_h}: {spread['median']:.3g} s (quartiles {low:.3g} to {high:.3g}, "
             f"{spread['runs']} runs), peak {one['peak_mb']:.0f} MB; {one['tflop']:.3g} TFLOP, "
-            f"{one['tflops']:.3g} TFLOP/s, {one['share_of_matmul']:.0%} of the matrix product's"
+            f"{one['tflops']:.3g} TFLOP/s, {one['share_of_matmul']:.0%} of the matrix product's{shrunk}"
         )
     return lines
