@@ -200,6 +200,8 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
         ({"overlap_px": 40}, "overlap_px is 40; 0 to 32, .* accepted, or more with a tile_px of at least 80"),
         ({"tile_px": 0}, "tile_px"),
         ({"t1": 1000}, "t1"),
+        ({"stage": 1, "t2": 9}, "t2 is 9, but there is no pass of stage 2: M is 2 and N 1"),
+        ({"stage": 2, "t1": 9}, "t1 is 9, but there is no pass of stage 1"),
         ({"batch": 0}, "batch"),
         ({"stage": 3}, "stage"),
         ({"m": float("nan")}, "m:"),

@@ -22,7 +22,9 @@ def test_sizes_in_words(text, count):
     assert parse_memory(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "much", "-2GB", "2 PB", "0", "GB", "2GB!", "1e9"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "-2GB", "2 PB", "0", "GB", "2GB!", "1e9", "9" * 400 + "GB", "9" * 305 + "TB"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match="2GB, 800MB or 1.5GiB"):
         parse_memory(text)

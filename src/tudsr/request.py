@@ -1,5 +1,6 @@
 """What a user asks of one picture."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar
@@ -65,11 +66,24 @@ class Request(Settings):
         return cls.parse(options if large or by_hand else options | {"scale": DEFAULT_SCALE}, "upscale")
 
     def passes(self, height: int, width: int, model: ModelConfig) -> Plan:
-        """Return the passes for a picture of that size, within a model's ratios; see `plan_passes` for its errors."""
-        return plan_passes(
+        """Return the passes for a picture of that size, within a model's ratios.
+
+        Raises:
+            ConfigError: for a timestep of a stage without a pass.
+            InputError: where `plan_passes` does.
+        """
+        plan = plan_passes(
             height, width, scale=self.scale, size=self.size, m=self.m, n=self.n, stage=self.stage,
             max_m=model.m_range[1], max_n=model.n_range[1], once=model.once_up_to,
         )  # fmt: skip
+        stages = {step.stage for step in plan.passes}
+        for stage, t in ((1, self.t1), (2, self.t2)):
+            if t is not None and stage not in stages:
+                raise ConfigError(
+                    f"t{stage} is {t}, but there is no pass of stage {stage}: M is {plan.m:g} and N {plan.n:g}; leave "
+                    f"t{stage} out, or give other ratios."
+                )
+        return plan
 
     def windows(self, own: WindowRange) -> WindowRange:
         """Return the windows that are used with a model, given its own.
@@ -192,7 +206,7 @@ def parse_memory(text: str | int) -> int:
         InputError: for anything else, and for less than a byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
-    count = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if count < 1:
+    count = float(match[1]) * _UNITS[match[2] or ""] if match else 0
+    if not 1 <= count < math.inf:  # so many digits that no float holds them
         raise InputError(f"memory {text!r}: a size is expected, for example 2GB, 800MB or 1.5GiB.")
-    return count
+    return int(count)

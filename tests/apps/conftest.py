@@ -23,7 +23,10 @@ class BicubicModel:
 
     device, lock = "cpu", contextlib.nullcontext()
 
-    config = SimpleNamespace(name="bicubic", windows=WindowRange(min_px=64, max_px=128, stride_px=16, overlap_px=32))
+    config = SimpleNamespace(
+        name="bicubic", windows=WindowRange(min_px=64, max_px=128, stride_px=16, overlap_px=32), m_range=(1.0, 4.0),
+        n_range=(1.0, 2.0), once_up_to=1.0,
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

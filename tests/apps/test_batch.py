@@ -65,6 +65,8 @@ def test_an_output_folder_above_the_input_leaves_nothing_out():
 def test_what_cannot_be_written_becomes_png():
     make("in/a.gif", "in/b.tiff")
     assert pairs(["in"], "out") == [("in/a.gif", "out/a.png"), ("in/b.tiff", "out/b.tiff")]
+    make("in/a.png")  # which would be the GIF's output too
+    assert pairs(["in"], "out")[:2] == [("in/a.gif", "out/a.gif.png"), ("in/a.png", "out/a.png")]
 
 
 def test_a_link_to_an_input_is_an_input_too():

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tudsr.apps.cli import app
 from tudsr.apps.engine_ray import Worker
 from tudsr.apps.journal import Journal
 from tudsr.apps.ray_cluster import Share, share_out
-from tudsr.apps.remote import Task, plan_tasks, work_place
+from tudsr.apps.remote import Task, joined, local_job, plan_tasks, work_place
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
 from tudsr.canvas import JOURNAL_NAME
@@ -449,6 +450,43 @@ def test_a_url_gives_the_bytes_that_a_path_gives(bicubic, photo, memory, tmp_pat
         assert run(one, "-o", other).exit_code == 0
     contents = {(tmp_path / name).read_bytes() for name in ("x.png", "y.png", "z.png")}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("before", ["", "simplecache::", "filecache::"])
+@pytest.mark.parametrize(
+    ("folder", "found"), [("in", ["a.png", "deep/b.png"]), ("", ["c.png", "in/a.png", "in/deep/b.png"])]
+)
+def test_pictures_in_archives(bicubic, photo, tmp_path, before, folder, found):
+    file = photo(tmp_path / "p.png")
+    archives = [tmp_path / "x.zip", tmp_path / "y.zip"]
+    for archive in archives:
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name in ("c.png", "in/a.png", "in/deep/b.png"):
+                packed.write(file, name)
+    urls = [f"{before}zip://{folder}::file://{archive}" for archive in archives]
+    result = run(urls[0], "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")) == found
+    tasks = plan_tasks(urls[:1], str(tmp_path / "out"))[0]
+    assert tasks[0].source.endswith(f"/{found[0]}::file://{archives[0]}")
+    with local_job(tasks[0]) as (job, _):
+        assert job.source.suffix == ".png"
+    with pytest.raises(InputError, match="would both become"):  # the same name in two archives is two pictures
+        plan_tasks(urls, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "url"),
+    [
+        ("memory://in/", "memory://in/a.png"),
+        ("memory://", "memory:///a.png"),
+        ("zip://in::file:///x/z.zip", "zip://in/a.png::file:///x/z.zip"),
+        ("zip::file:///x/z.zip", "zip:///a.png::file:///x/z.zip"),
+        ("simplecache::s3://x/in/", "simplecache::s3://x/in/a.png"),
+    ],
+)
+def test_a_name_in_a_folder_behind_a_url(folder, url):
+    assert joined(folder, "a.png") == url
 
 
 @pytest.mark.parametrize("folder", ["out [x4]", "out*", "out?1", "[o]ut"])

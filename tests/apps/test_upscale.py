@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
 from tudsr.apps.report import Result
-from tudsr.errors import ConfigError, InputError, ModelError
+from tudsr.errors import ConfigError, InputError, ModelError, TudsrError
 from tudsr.request import Request
 
 FIELDS = {"input", "output", "in_size", "out_size", "seconds", "peak_rss_mb", "model", "m", "n"}
@@ -97,6 +97,22 @@ def test_finished_outputs_are_kept_unless_overwrite(bicubic, photo, tmp_path):
     assert size(tmp_path / "out/a.png") == (5, 5)
     assert len(objects(run(tmp_path / "in", "-o", tmp_path / "out", "--json", "--overwrite"))) == 2
     assert size(tmp_path / "out/a.png") == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--scale", 0.5], "at least 1"),
+        (["--model", "nothere"], "nothere"),
+        (["--m", 4, "--n", 2, "--scale", 16], "do not make x16"),
+        (["--tile-px", 101], "tile_px is 101"),
+    ],
+)
+def test_wrong_options_are_refused_though_there_is_nothing_left_to_do(photo, tmp_path, options, words):
+    photo(tmp_path / "out/a.png", 5, 5)
+    result = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", *options)
+    assert isinstance(result.exception, TudsrError)
+    assert words in str(result.exception)
 
 
 def test_options_reach_the_model(bicubic, photo, tmp_path):

@@ -1,6 +1,6 @@
 """Which picture becomes which file: inputs and outputs of one command, settled before any work. No torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -26,7 +26,7 @@ def plan_jobs(inputs: Sequence[Path], output: str) -> list[Job]:
     """Map files and folders to output files.
 
     A folder is searched at every depth and its structure is kept; hidden files, and the output folder where it lies
-    inside, are left out. A file keeps its name; a format that can be read but not written becomes PNG.
+    inside, are left out. A file keeps its name; a format that can be read but not written becomes PNG (`writable`).
 
     Args:
         inputs: files and folders.
@@ -83,7 +83,7 @@ def _expand(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     ]
     if not found:
         raise no_picture(str(path))
-    yield from ((path / name, writable(name)) for name in found)
+    yield from ((path / name, writable(name, found)) for name in found)
 
 
 def a_folder_is_needed(output: str) -> InputError:
@@ -97,9 +97,15 @@ def no_picture(folder: str) -> InputError:
     return InputError(f"{folder}: the folder holds no picture; accepted are {known}.")
 
 
-def writable(name: AnyPath) -> AnyPath:
-    """Return a file's name as its output has it: what can be read but not written becomes PNG."""
-    return name if name.suffix.lower() in FILE_FORMATS else name.with_suffix(".png")
+def writable(name: AnyPath, beside: Collection[AnyPath] = ()) -> AnyPath:
+    """Return a file's name as its output has it: what can be read but not written becomes PNG.
+
+    Its suffix stays where a PNG of that name is among those `beside` it: a.gif, beside a.png, becomes a.gif.png.
+    """
+    if name.suffix.lower() in FILE_FORMATS:
+        return name
+    made = name.with_suffix(".png")
+    return name.with_name(f"{name.name}.png") if made in beside else made
 
 
 def check_apart(pairs: Sequence[tuple[str, str]], full: Callable[[str], str]) -> None:

@@ -9,8 +9,10 @@ from tudsr.apps.journal import MOST_ATTEMPTS, Journal
 from tudsr.apps.remote import Task, exists, work_place
 from tudsr.apps.report import Reporter
 from tudsr.apps.upscale import Run
-from tudsr.apps.work import Work, left_sentence
+from tudsr.apps.work import Work, check_wishes, left_sentence
+from tudsr.config import ModelConfig
 from tudsr.errors import InputError, TudsrError
+from tudsr.find import CONFIG_NAME, find_model
 from tudsr.image_encode import file_format
 from tudsr.request import Request, parse_memory
 from tudsr.spooled import begun, sweep, work_folder
@@ -42,6 +44,8 @@ def upscale_all(tasks: Sequence[Task], folder: str | None, request: Request, run
     left = [task for task in tasks if task in deadly and not _half_done(task)]
     # What goes on where it was may die once more: it must not stand before the others each time.
     todo = sorted((task for task in tasks if task not in made and task not in left), key=deadly.__contains__)
+    if not todo:  # else the engine looks, once it has the model
+        check_wishes(ModelConfig.read(find_model(run.model) / CONFIG_NAME), request)
     with Reporter(todo, as_json=run.as_json, quiet=run.quiet) as reporter:
         work = Work(todo, request, run, reporter, journal, alone=len(tasks) == 1)
         for task in tasks:

@@ -24,6 +24,8 @@ from tudsr.apps.batch import (
 from tudsr.errors import InputError, TudsrError
 from tudsr.image_encode import file_format
 
+_CACHES = ("blockcache", "cached", "filecache", "simplecache")  # fsspec's; in a chain, the next link's path is theirs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -103,7 +105,18 @@ def exists(place: str) -> bool:
 
 def joined(folder: str, name: str) -> str:
     """Return the path or URL of a name in a folder."""
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+    if not is_url(folder):
+        return str(Path(folder) / name)
+    before, link, behind = _links(folder)
+    protocol, _, path = link.partition("://")
+    return f"{before}{protocol}://{path.rstrip('/')}/{name}{behind}"
+
+
+def _links(url: str) -> tuple[str, str, str]:
+    """Split a URL, maybe a chain of links with «::» between, at the one that has the path: before, it, behind."""
+    links = url.split("::")
+    at = next((at for at, link in enumerate(links) if link.removesuffix("://") not in _CACHES), 0)
+    return "".join(f"{link}::" for link in links[:at]), links[at], "".join(f"::{link}" for link in links[at + 1 :])
 
 
 @contextlib.contextmanager
@@ -117,7 +130,7 @@ def local_job(task: Task) -> Iterator[tuple[Job, Callable[[Path], None] | None]]
         source, target = Path(task.source), Path(task.target)
         if is_url(task.source) or is_url(task.target):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tudsr-")))
-            source = folder / f"in-{source.name}" if is_url(task.source) else source
+            source = folder / f"in-{PurePosixPath(_links(task.source)[1]).name}" if is_url(task.source) else source
             target = folder / f"out-{target.name}" if is_url(task.target) else target
         if is_url(task.source):
             fs, path = filesystem(task.source)
@@ -184,7 +197,8 @@ def _plan_urls(inputs: Sequence[str], output: str) -> list[Task]:
     else:
         if PurePosixPath(output).suffix.lower() in PICTURE_SUFFIXES and not _is_folder(output):
             raise a_folder_is_needed(output)
-        names = ((source, str(writable(PurePosixPath(name))), size) for source, name, size in found)
+        beside = {PurePosixPath(name) for _, name, _ in found}
+        names = ((source, str(writable(PurePosixPath(name), beside)), size) for source, name, size in found)
         tasks = [Task(source=source, target=joined(output, name), size_bytes=size) for source, name, size in names]
     tasks = list({_full(task.source): task for task in tasks}.values())
     check_apart([(task.source, task.target) for task in tasks], _full)
@@ -193,7 +207,7 @@ def _plan_urls(inputs: Sequence[str], output: str) -> list[Task]:
 
 def _full(place: str) -> str:
     fs, path = filesystem(place)
-    return fs.unstrip_protocol(path)
+    return f"{fs.unstrip_protocol(path)}{_links(place)[2] if is_url(place) else ''}"
 
 
 def _is_folder(output: str) -> bool:

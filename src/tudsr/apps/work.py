@@ -14,6 +14,7 @@ from tudsr.apps.remote import Task, is_url, local_job
 from tudsr.apps.report import Reporter, Result, peak_gpu_mb, peak_rss_mb
 from tudsr.apps.upscale import Run, memory_in_words
 from tudsr.checkpoint import check_folder
+from tudsr.config import ModelConfig
 from tudsr.errors import InputError
 from tudsr.files import Read, upscale_file
 from tudsr.image import read_picture
@@ -133,13 +134,21 @@ def left_sentence(task: Task) -> str:
 
 
 def probe(model: TUDSR, request: Request) -> None:
-    """Refuse wishes that contradict each other for every picture.
+    """Refuse what a loaded model cannot do for any picture; raises what `check_wishes` does."""
+    check_wishes(model.config, request)
+    if request.vae == "whole" and request.size is None:
+        model.plan(_PROBE_PX, _PROBE_PX, request)
+
+
+def check_wishes(config: ModelConfig, request: Request) -> None:
+    """Refuse what a model cannot do for any picture, as far as its settings say.
 
     Raises:
-        InputError: when they do.
+        InputError, ConfigError: where wishes contradict each other or the model.
     """
+    request.windows(config.windows)
     if request.size is None:
-        model.plan(_PROBE_PX, _PROBE_PX, request)
+        request.passes(_PROBE_PX, _PROBE_PX, config)
     else:  # the ratio is each picture's own
         check_by_hand(request.m, request.n, request.stage)
 
