@@ -51,6 +51,8 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones():
         ({"format_version": 2}, "format_version"),
         ({"m_range": [1.0]}, "m_range"),
         ({"m_range": [1.0, float("inf")]}, r"m_range\.1: .*finite"),
+        ({"m_range": [1.0, 0.5]}, "m_range: two ratios with 1 <= least <= most are accepted"),
+        ({"n_range": [0.5, 2.0]}, "n_range: two ratios"),
         ({"lora": {"rank": 0}}, r"lora\.rank"),
         ({"windows": WINDOWS | {"min_px": 60}}, "windows: .*multiples of stride_px"),
         ({"windows": WINDOWS | {"min_px": 256}}, "windows: .*min_px <= max_px"),

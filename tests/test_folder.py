@@ -287,11 +287,20 @@ def test_unknown_autoencoders_and_adapters_that_do_not_fit_are_refused(copy):
     vae.write_text(json.dumps(json.loads(good) | {"_class_name": "VQModel"}))
     with pytest.raises(ModelError, match=r"'VQModel' is unknown.*SpaceToDepth"):
         load(copy)
+    vae.write_text("[]")
+    with pytest.raises(ModelError, match="config.json with a _class_name is expected"):
+        load(copy)
     vae.write_text(good)
     tensors, metadata = load_tensors(copy / ADAPTER)
     save_tensors(copy / ADAPTER, dict(list(tensors.items())[1:]), metadata)
     edit(copy, sha256={})
     with pytest.raises(ModelError, match="does not fit this UNet"):
+        load(copy)
+
+
+def test_windows_that_cut_through_the_latent_are_refused(copy):
+    edit(copy, windows={"min_px": 6, "max_px": 6, "stride_px": 3, "overlap_px": 1})
+    with pytest.raises(ModelError, match=r"stride of its windows is 3 px; multiples of its autoencoder's \d+ px"):
         load(copy)
 
 

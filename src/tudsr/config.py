@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tudsr.errors import ConfigError
 
@@ -105,6 +105,15 @@ class LoraSpec(Settings):
     )  # fmt: skip
 
 
+def _ascending(ratios: tuple[float, float]) -> tuple[float, float]:
+    if not 1 <= ratios[0] <= ratios[1]:
+        raise ValueError("two ratios with 1 <= least <= most are accepted")
+    return ratios
+
+
+Ratios = Annotated[tuple[float, float], AfterValidator(_ascending)]
+
+
 class ModelConfig(Settings):
     """The contents of `tudsr.json`: all that a loader needs beside the diffusers folders.
 
@@ -118,8 +127,8 @@ class ModelConfig(Settings):
     backbone: str
     r_px: int = Field(gt=0)
     windows: WindowRange
-    m_range: tuple[float, float] = (1.0, 4.0)
-    n_range: tuple[float, float] = (1.0, 2.0)
+    m_range: Ratios = (1.0, 4.0)
+    n_range: Ratios = (1.0, 2.0)
     once_up_to: float = Field(default=1.0, ge=1)
     t1: int = Field(default=200, ge=0, le=999)
     t2: int = Field(default=50, ge=0, le=999)

@@ -19,7 +19,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here; accepted: auto, cpu, cuda (cuda:0 …), mps.") from error
+        raise InputError(f"device {name!r} cannot be used here; accepted: auto, cpu, cuda, mps.") from error
     return device
 
 

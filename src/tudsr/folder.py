@@ -64,6 +64,9 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
             _check_base(adapter, lora.load(backbone.unet, stage, adapter, config.lora), config.sha256)
         else:
             lora.attach(backbone.unet, stage, config.lora)
+    if config.windows.stride_px % backbone.patch_px:
+        came = f"stride of its windows is {config.windows.stride_px} px"
+        raise ModelError(f"{folder}: the {came}; multiples of its autoencoder's {backbone.patch_px} px are accepted.")
     backbone.requires_grad_(False)
     backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # the stub lacks it
     return Model(config, backbone.eval(), scheduler, folder)
@@ -147,7 +150,7 @@ def part_class(folder: Path, part: str) -> Any:
 
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: config.json with a _class_name is expected ({error}).") from error
     if name not in PARTS[part]:
         raise ModelError(f"{folder}: {part} {name!r} is unknown; accepted: {', '.join(PARTS[part])}.")

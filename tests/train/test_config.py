@@ -31,6 +31,7 @@ from tudsr.train.objective import PIXEL_LOSSES
         ({"crop_px": 64, "loss_crop_px": 65}, "loss_crop_px may be at most crop_px"),
         ({"crop_px": 128, "loss_crop_px": 64}, "loss_crop_px goes with loop=exact only"),
         ({"degrade_on": "gpu"}, "degrade_on"),
+        ({"losses": {"mae": -1}}, r"losses\.mae: .*greater than or equal to 0"),
         ({"stage": 2, "n": 2, "crop_px": 128, "scales": {"uniform": (1.5, 8)}}, "scales and val_scale .* least n=2"),
         ({"stage": 2, "n": 2, "crop_px": 128, "val_scale": 1.5}, "scales and val_scale .* least n=2"),
         ({"scales": {"uniforms": (1, 4)}}, "'scales.uniforms' is not a setting; known ones: fixed, uniform"),
@@ -78,6 +79,17 @@ def test_an_override_inside_a_mapping_leaves_what_stands_beside_it(model_folder,
     assert (plain.losses["mae"], plain.degradation.weights["heavy"]) == (0.5, 0.2)
     with pytest.raises(ConfigError, match="'nonsense' is not a setting"):
         assemble("nonsense.mae=1")
+
+
+def test_another_discriminator_does_not_get_the_presets_options(photos, tmp_path):
+    def assemble(*overrides):
+        return TrainConfig.assemble(
+            stage=1, model="tiny", data=photos, out=tmp_path / "run", file=None, overrides=list(overrides)
+        ).discriminator_options
+
+    assert assemble() == {"width": 24}
+    assert assemble("discriminator=dinov2") == {}
+    assert assemble("discriminator=patch", "discriminator_options.width=8") == {"width": 8}
 
 
 def test_a_file_says_which_stage_and_model_it_is_for(model_folder, photos, tmp_path):

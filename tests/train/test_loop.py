@@ -1,6 +1,8 @@
 """The training loop: what changes, what is written, what is refused, and what survives a kill."""
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -25,6 +27,7 @@ from tudsr.train.ema import Ema
 from tudsr.train.loop import Trainer, train
 from tudsr.train.photos import RunPhotos, select_photos
 from tudsr.train.state import identity, load_state, save_state
+from tudsr.train.validate import Validation
 
 STAGE_2 = {"stage": 2, "crop_px": 64, "n": 2, "overlap_px": 16, "scales": {"fixed": {"8": 0.5, "4": 0.5}}}
 
@@ -307,6 +310,25 @@ def test_the_device_degrades_as_the_workers_do(make_config, tmp_path):
         assert ("lq" in batch) is (place == "workers")
         pictures.append(trainer.batches.on_device(batch)["lq"])
     torch.testing.assert_close(*pictures, rtol=0, atol=1e-6)
+
+
+def test_a_signal_to_the_runs_group_does_not_reach_its_workers(make_config):
+    others = set(multiprocessing.active_children())
+    batches = Trainer(make_config(workers=1, steps=4), resume=False).batches.from_step(0)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgrp()
+    os.kill(worker.pid, signal.SIGINT)  # what a terminal's Ctrl-C sends
+    assert sum(1 for _ in batches) == 3
+
+
+def test_a_ruined_model_is_not_exported_as_if_nothing_were(make_config, monkeypatch):
+    monkeypatch.setattr(Validation, "_prior_figures", lambda *_: {"prior": float("nan"), "score": float("nan")})
+    config = make_config(stage=0, train="base", crop_px=32, val_count=2, val_every=2, val_crop_px=70)
+    with pytest.raises(TudsrError, match="validation score is not finite"):
+        train(config)
+    assert not (config.out / "model").exists()
+    assert not any("val_score" in line for line in lines(config))
 
 
 def test_figures_are_floats_renewed_every_log_every_steps(make_config):

@@ -52,6 +52,12 @@ class Backbone(nn.Module):
         return self._first.device
 
     @property
+    def patch_px(self) -> int:
+        """The side of what becomes one position of the latent, in pixels."""
+        config = self.vae.config
+        return int(config["patch_px"] if "patch_px" in config else 2 ** (len(config["block_out_channels"]) - 1))
+
+    @property
     def _first(self) -> Tensor:
         """The base's first weight: diffusers' own properties look through all modules for theirs, at every question."""
         weight: Tensor = next(self.unet.parameters())

@@ -1,5 +1,6 @@
 """The samples of a run, in their order, from the photos to the device."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,11 @@ class Batches:
 
 
 def _settled(worker: int) -> None:
-    """Give a worker one thread, and leave it to its parent when a run is stopped: Ctrl-C reaches both."""
+    """Give a worker one thread, and leave it to its parent when a run is stopped: that may be told to a whole group.
+
+    So it has a group of its own, and goes on listening to SIGTERM, by which a parent that ends sends it away.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

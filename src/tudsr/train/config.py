@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -18,6 +18,7 @@ from tudsr.train.discriminators import Discriminator
 from tudsr.train.losses import LEAST_PX
 
 BaseDtype = Literal["fp32", "bf16"]
+Weight = Annotated[float, Field(ge=0)]
 _OPTIONS = ("stage", "model", "data", "out")  # of the command line, not of --set
 
 
@@ -71,7 +72,7 @@ class TrainConfig(Settings):
     precision: Literal["auto", "no", "bf16"] = Field(default="auto", validate_default=True)
     gradient_checkpointing: bool = False
 
-    losses: dict[str, float] = Field(default_factory=lambda: {"ea_dists": 5.0, "mae": 0.5})
+    losses: dict[str, Weight] = Field(default_factory=lambda: {"ea_dists": 5.0, "mae": 0.5})
     loss_gan: float = Field(default=0.5, ge=0)
     discriminator: str = "dinov3"
     discriminator_options: dict[str, Any] = Field(default_factory=dict)
@@ -194,9 +195,13 @@ class TrainConfig(Settings):
                 f"{file}: model {model!r} and stage {stage!r} came; a name or folder and 0, 1 or 2 are accepted."
             )
         folder = find_model(model)
-        values = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage) | given
+        preset = training_preset(ModelConfig.read(folder / CONFIG_NAME).backbone, stage)
+        values = preset | given
         for override in overrides:
             _apply_override(values, override)
+        own = "discriminator_options"
+        if values.get("discriminator") != preset.get("discriminator") and values.get(own) == preset.get(own):
+            values.pop(own, None)  # the preset's, of another net
         values |= {"stage": stage, "model": str(folder), "data": str(data), "out": str(out)}
         return cls.parse(values, str(file) if file else "training settings")
 

@@ -1,5 +1,6 @@
 """Figures on a part of the training photos that is never trained on; checkpoints are chosen by them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from tudsr.config import WindowRange
 from tudsr.data.dataset import ValidationSet
-from tudsr.errors import ConfigError
+from tudsr.errors import ConfigError, TudsrError
 from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.stage import Stage
@@ -55,7 +56,11 @@ class Validation:
 
     @torch.no_grad()
     def run(self, task: Task) -> tuple[dict[str, float], Tensor]:
-        """Return the mean figures, and a grid of pictures (input | output | truth), (3, rows * side, 3 * side)."""
+        """Return the mean figures, and a grid of pictures (input | output | truth), (3, rows * side, 3 * side).
+
+        Raises:
+            TudsrError: when the score is not finite: the model is ruined.
+        """
         figures: list[dict[str, float]] = []
         rows: list[Tensor] = []
         for i in range(len(self.set)):
@@ -69,6 +74,8 @@ class Validation:
             if len(rows) < _SHOWN:
                 rows.append(torch.cat([Stage.upsample(lq, self.side_px, self.side_px), sr, gt], dim=3)[0].cpu())
         means = {f"val_{key}": sum(f[key] for f in figures) / len(figures) for key in figures[0]}
+        if not math.isfinite(means["val_score"]):
+            raise TudsrError("the validation score is not finite any more; the run stops, checkpoints are intact.")
         return means, torch.cat(rows, dim=1) if rows else torch.empty(3, 0, 0)
 
     def _prior_figures(self, task: PriorTask, gt: Tensor, index: int) -> dict[str, float]:
