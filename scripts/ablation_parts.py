@@ -12,6 +12,9 @@ from typing import Any
 
 from adapters import FOLDED, SPLIT
 
+from tudsr.config import ModelConfig
+from tudsr.find import CONFIG_NAME, UNET_FILE
+
 METRICS = ("psnr", "ssim", "lpips", "dists", "niqe")
 
 
@@ -130,6 +133,34 @@ def budget(arms: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]
         shared = f"{sum(steps[name] for name in common):,} steps that the arms share, then {own}"
         said.setdefault((shared if common else f"{own} steps") + " an arm", []).append(group)
     return "; ".join(text + (f" ({', '.join(groups)})" if len(said) > 1 else "") for text, groups in said.items())
+
+
+def origins(ablation: Ablation, place: Place) -> dict[str, Any]:
+    """Return what results.json says of the models that arms begin from: the base, and the prior where one does."""
+    starts = [arm.phase.chain()[0].start for arm in ablation.arms]
+    base = ModelConfig.read(place.base / CONFIG_NAME)
+    shape = ", for its shape only" if all(one.prior or one.random for one in starts if isinstance(one, Start)) else ""
+    found: dict[str, Any] = {"base": f"{base.name}, UNet {base.sha256.get(UNET_FILE, 'unknown')[:12]}…{shape}"}
+    if place.prior is not None and any(isinstance(one, Start) and one.prior for one in starts):
+        config = ModelConfig.read(place.prior / CONFIG_NAME)
+        found["prior"] = {"unet_sha256": config.sha256.get(UNET_FILE, "unknown"), "training": config.training}
+    return found
+
+
+def begins(results: Mapping[str, Any]) -> str:
+    """Return the sentences about the models that arms begin from.
+
+    Args:
+        results: with what `origins` returns.
+    """
+    said = [f"Base: {results['base']}."]
+    if "prior" in results:
+        runs = [
+            f"{one['step']:,} steps × {one['config']['batch']}, {one['config']['crop_px']}², commit {one['commit']}"
+            for one in results["prior"]["training"]
+        ]
+        said.append(f"Prior: UNet {results['prior']['unet_sha256'][:12]}…, stage 0 for {'; then '.join(runs)}.")
+    return " ".join(said)
 
 
 def what_the_base_learnt(training: list[dict[str, Any]]) -> list[dict[str, Any]]:

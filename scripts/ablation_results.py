@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation_parts import Ablation, Place, budget
+from ablation_parts import Ablation, Place, begins, budget, origins
 from ablation_plan import SEED
 from PIL import Image, ImageDraw
 
@@ -20,8 +20,9 @@ from tudsr import __version__
 from tudsr.checkpoint import atomic_path
 from tudsr.config import ModelConfig, read_object
 from tudsr.eval.bootstrap import Interval, mean_interval
+from tudsr.eval.metrics import as_counted
 from tudsr.eval.page_pictures import View, difference_map, differing_windows, load_views
-from tudsr.find import CONFIG_NAME, UNET_FILE
+from tudsr.find import CONFIG_NAME
 from tudsr.machine import commit
 
 LEAST_PICTURES = 5
@@ -32,7 +33,7 @@ CELL_PX, LABEL_PX, MONTAGE_ROWS, MONTAGE_BYTES = 176, 18, 2, 60_000
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two methods in one metric: both means over the pictures that both have, and the interval of b - a.
+    """Two methods in one metric: both means over the pictures that both have, and the interval of b - a as it counts.
 
     `better` is the better method's name where the interval leaves 0 out, else None; `trained` says that it was a loss
     of one of them.
@@ -50,10 +51,11 @@ class Difference:
         """Return «dists° (0.26 against 0.35; -0.09 [-0.1, -0.07])», the better method, or else a, first."""
         first = self.better or self.a
         second = self.b if first == self.a else self.a
-        i = self.interval
-        mean, low, high = (i.mean, i.low, i.high) if first == self.b else (0 - i.mean, 0 - i.high, 0 - i.low)
-        difference = f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
+        i, sign = self.interval, 1 if first == self.b else -1
+        low_high = sorted(sign * end + 0.0 for end in (i.low, i.high) if end is not None)  # + 0.0: no «-0»
+        interval = f" [{', '.join(f'{end:+.3g}' for end in low_high)}]" if low_high else ""
         mark = "°" if self.trained else ""
+        difference = f"{sign * i.mean + 0.0:+.3g}{interval}"
         return f"{self.metric}{mark} ({self.means[first]:.4g} against {self.means[second]:.4g}; {difference})"
 
 
@@ -61,7 +63,7 @@ def compare(report: Mapping[str, Any], a: str, b: str) -> Iterator[Difference]:
     """Compare two methods of a report, picture by picture.
 
     Both made the same pictures, so that the interval is of the differences: pictures differ from each other far more
-    than methods do.
+    than methods do. Figures below a metric's floor differ from each other by nothing.
 
     Args:
         report: as `tudsr eval` writes it into results.json.
@@ -77,8 +79,8 @@ def compare(report: Mapping[str, Any], a: str, b: str) -> Iterator[Difference]:
         values = [(x, y) for x, y in both if x is not None and y is not None]
         if not values:
             continue
-        interval = mean_interval([y - x for x, y in values])
-        clear = len(values) >= LEAST_PICTURES and (interval.low > 0 or interval.high < 0)
+        interval = mean_interval([as_counted(about, y) - as_counted(about, x) for x, y in values])
+        clear = len(values) >= LEAST_PICTURES and not interval.low <= 0 <= interval.high
         b_wins = (interval.mean > 0) == (about["direction"] == "higher")
         means = {
             name: sum(column) / len(values) for name, column in zip((a, b), zip(*values, strict=True), strict=True)
@@ -137,14 +139,13 @@ def gather(name: str, ablation: Ablation, place: Place, reports: Mapping[str, di
             "metrics": {metric: about["direction"] for metric, about in report["metrics"].items()},
             "methods": report["methods"],
         }  # fmt: skip
-    base = ModelConfig.read(place.base / CONFIG_NAME)
     return {
         "format": 1, "ablation": name, "title": ablation.title, "question": ablation.question, "note": ablation.note,
         "verdict": said, "tudsr": __version__, "commit": commit(), "steps": ablation.steps, "seed": SEED,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
         "machine": next(iter(sets.values()))["machine"],
-        "base": f"{base.name}, UNet {base.sha256.get(UNET_FILE, 'unknown')[:12]}…",
+        **origins(ablation, place),
         "phases": _phase_records(ablation, place),
         "arms": [
             {"name": arm.name, "group": arm.group, "phases": [phase.name for phase in arm.phase.chain()]}
@@ -204,8 +205,8 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         "## What was run",
         f"`{results['command']}` at commit {results['commit']}; {ran_on}, {machine['threads']} threads. Budget: "
-        f"{budget(results['arms'], results['phases'])}. Seed {results['seed']} in every phase. Base: {results['base']}."
-        f" All other settings are equal and stand in [{kept}.json](data/{kept}.json).",
+        f"{budget(results['arms'], results['phases'])}. Seed {results['seed']} in every phase. "
+        f"{begins(results)} All other settings are equal and stand in [{kept}.json](data/{kept}.json).",
         *(["", results["note"]] if results["note"] else []),
         "",
         "| phase | stage | starts from | steps × batch, crop | hours | settings in which arms differ |",

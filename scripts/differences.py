@@ -3,7 +3,8 @@
 
 Run: python scripts/differences.py REPORT/results.json A B
 
-Prints A less B in every metric: the mean and its 95 % bootstrap interval, bold where that leaves 0 out.
+Prints A less B in every metric: the mean and its 95 % bootstrap interval, bold where that leaves 0 out. Figures below a
+metric's floor (seams: 1) differ by nothing; of a single picture there is no interval.
 """
 
 import argparse
@@ -17,10 +18,11 @@ FORMS = {"psnr": "+.2f", "niqe": "+.2f", "lr_consistency": "+.2f"}
 
 
 def cell(difference: Difference) -> str:
-    """Return «**-0.017** [-0.036, -0.001]»."""
+    """Return «**-0.017** [-0.036, -0.001]»; of one picture the mean alone."""
     form, i = FORMS.get(difference.metric, "+.3f"), difference.interval
     mean = f"{i.mean:{form}}"
-    return f"{mean if difference.better is None else f'**{mean}**'} [{i.low:{form}}, {i.high:{form}}]"
+    interval = "" if i.low is None or i.high is None else f" [{i.low:{form}}, {i.high:{form}}]"
+    return f"{mean if difference.better is None else f'**{mean}**'}{interval}"
 
 
 def main() -> None:

@@ -18,6 +18,6 @@ def test_the_interval_is_scipys():
     assert ours.count == 40
 
 
-def test_a_single_value_is_its_own_interval():
+def test_a_single_value_has_no_interval():
     found = mean_interval([0.25])
-    assert (found.mean, found.low, found.high, found.count) == (0.25, 0.25, 0.25, 1)
+    assert (found.mean, found.low, found.high, found.count) == (0.25, None, None, 1)

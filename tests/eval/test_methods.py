@@ -136,3 +136,5 @@ def test_trained_on_names_the_losses_with_weight_and_not_those_of_the_prior(mode
     assert of({"stage": 1}, {"stage": 1, "config": "lost"}) == ()
     mixed = {"stage": 1, "interpolated": {"share": 0.9, "with": [record(1, dists=1.0), record(1, lpips_alex=1.0)]}}
     assert of(mixed) == ("dists", "lpips")
+    for mixture in ({"share": 0.9}, {"with": None}, {"with": {"stage": 1}}, {"with": ["lost"]}, [], None):
+        assert of({"stage": 1, "interpolated": mixture}, record(1, dists=1.0)) == ("dists",)

@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from tudsr.errors import InputError
-from tudsr.eval.metrics import METRICS, luma_full, luma_studio, psnr, ssim
+from tudsr.eval.metrics import METRICS, as_counted, luma_full, luma_studio, psnr, ssim
 from tudsr.perceptual.dists import Dists
 from tudsr.perceptual.lpips import Lpips
 from tudsr.perceptual.weights import find_weights
@@ -129,3 +129,10 @@ def test_a_true_pictures_maps_are_made_once_for_all_methods(name, monkeypatch):
     figures = [measure(first, gt), measure(second, gt), measure(second, other), measure(first, gt)]
     assert [sum(x is one for x in seen) for one in (gt, other)] == [2, 1]
     assert figures[0] == figures[3] != figures[1]
+
+
+def test_no_seam_is_as_good_as_any_other():
+    assert {name for name, metric in METRICS.items() if metric.floor is not None} == {"seams", "seam_step"}
+    assert METRICS["seams"].floor == METRICS["seam_step"].floor == 1
+    assert [as_counted({"direction": "lower", "floor": 1.0}, value) for value in (0.8, 1.0, 1.2)] == [1, 1, 1.2]
+    assert as_counted({"direction": "lower"}, 0.8) == 0.8

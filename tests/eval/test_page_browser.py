@@ -241,6 +241,36 @@ def test_intervals_stand_below_the_means(open_page):
     assert all(row.locator("small").first.is_visible() for row in rows)
 
 
+def test_all_below_a_floor_are_the_best(open_page):
+    """DISTS has .2411, .1391 and .1402 here, bicubic being the fastest and the peer without a time."""
+
+    def enough(results):
+        results["metrics"]["dists"]["floor"] = 0.2
+        results["methods"][0]["means"]["dists"]["mean"] = 0.19
+
+    page = open_page(enough)
+    assert page.locator("#table .best .value").all_inner_texts() == ["25.50", "0.1900", "0.1391", "4.610", "0.1402"]
+    assert page.locator("#picture-table .best .value").all_inner_texts() == ["25.50", "0.1391", "4.610", "0.1402"]
+    page.locator("#metric").select_option("dists")
+    assert page.evaluate("document.querySelector('#plot .front').points.length") == 1  # slower and no better
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    better = page.locator("#metrics-table tbody td:nth-child(2)").all_inner_texts()
+    assert better == ["higher", "lower, to 0.2", "lower"]
+
+
+def test_one_picture_has_no_interval(open_page):
+    def alone(results):
+        for method in results["methods"]:
+            for mean in method["means"].values():
+                mean.update(low=None, high=None, count=1)
+        del results["pictures"][1:]
+
+    page = open_page(alone)
+    assert page.locator("#table tbody .figure").all_inner_texts()[:2] == ["25.50", "0.2411"]
+    assert page.locator("#plot circle").count() == 2
+    assert page.locator("#plot .interval").count() == 0
+
+
 def test_the_best_is_of_its_scale(open_page):
     def larger(results):
         results["methods"][2]["scale"] = 8

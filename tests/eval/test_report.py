@@ -16,6 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from typer.testing import CliRunner
 
 from tudsr.apps.cli import app
+from tudsr.apps.evaluate import make_config, table_lines
 from tudsr.errors import ConfigError, InputError
 from tudsr.eval import measure, record
 from tudsr.eval.metrics import METRICS as METRIC_ENTRIES
@@ -52,14 +53,14 @@ def run(data, model_folder, pages, monkeypatch):
     """Return a function (**changes) -> (results, what was said); the code's commit is known."""
     monkeypatch.setenv("TUDSR_COMMIT", "0123456789ab")
 
-    def evaluated(**changes):
+    def evaluated(notes=None, **changes):
         said = []
         values = {
             "lq": data / "lq", "gt": data / "gt", "scale": 2, "model": (str(model_folder),), "out": data / "report",
             "outputs": {"peer": data / "peer"}, "metrics": METRICS, "device": "cpu", "dtype": "fp32",
         } | changes  # fmt: skip
         config = EvalConfig.parse({k: v for k, v in values.items() if v is not None}, "test")
-        return evaluate(config, said.append, lambda done, total, what: None), said
+        return evaluate(config, notes or said.append, lambda done, total, what: None), said
 
     return evaluated
 
@@ -411,3 +412,73 @@ def test_equal_pictures_have_no_psnr_but_a_report(run, data):
             photo.crop((0, 0, 88, 80)).save(data / "peer" / path.name)
     results, _ = run(metrics=("psnr", "ssim"))
     assert results["pictures"][0]["figures"]["peer"] == {"psnr": None, "ssim": pytest.approx(1)}
+
+
+def test_one_picture_has_means_without_intervals(run, data):
+    results, _ = run(metrics=("psnr",), limit=1)
+    mean = results["methods"][1]["means"]["psnr"]
+    assert mean == {"mean": results["pictures"][0]["figures"]["throw-away M1N2"]["psnr"], "low": None, "high": None,
+                    "count": 1}  # fmt: skip
+    assert json.loads((data / "report/results.json").read_text())["methods"][1]["means"]["psnr"] == mean
+    assert table_lines(results)[2].startswith(f"throw-away M1N2  {mean['mean']:.4f}")
+    assert (data / "report/results.csv").read_text().count("\n") == 4
+
+
+def test_a_report_without_any_figure_is_an_error_after_the_notes(run, data, pages):
+    for path in (data / "peer").iterdir():
+        path.rename(path.with_name(f"other_{path.name}"))
+    said = []
+    with pytest.raises(InputError, match=r"no figure could be had of peer; no report is written\."):
+        run(model=None, metrics=("psnr",), notes=said.append)
+    assert sum("no output of peer of this name" in line for line in said) == 3
+    assert not pages
+    assert {path.name for path in (data / "report").iterdir()} == {"outputs"}
+
+
+def test_bicubic_alone_may_have_no_figure_either(run):
+    with pytest.raises(InputError, match="no figure could be had of bicubic"):
+        run(model=None, outputs=None, metrics=("niqe",))  # the pictures are too small for it
+
+
+@pytest.mark.parametrize("name", ["index.html", "results.json", "results.csv"])
+def test_a_folder_in_the_way_of_a_reports_file_is_said_before_any_work(run, data, runs, name):
+    (data / "report" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=f"report/{name}: the report's file is to be written here, and it is a folder"):
+        run()
+    assert not runs
+    assert [path.name for path in (data / "report").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["report", "report/outputs"])
+def test_a_file_in_the_way_of_a_reports_folder_is_said_before_any_work(run, data, runs, name):
+    (data / name).parent.mkdir(exist_ok=True)
+    (data / name).write_bytes(b"a file")
+    with pytest.raises(InputError, match=f"{name}: a folder to write to is expected, and .*{name} is a file"):
+        run()
+    assert not runs
+    assert (data / name).read_bytes() == b"a file"
+
+
+def test_a_metric_says_below_what_all_is_equally_good(run):
+    results, _ = run(metrics=("psnr", "seams"), limit=1)
+    assert results["metrics"]["seams"]["floor"] == 1
+    assert "floor" not in results["metrics"]["psnr"]
+
+
+def test_the_table_stars_all_that_have_no_seam():
+    seams = {"a": 0.8, "b": 0.95, "c": 1.01}
+    methods = [
+        {"name": name, "scale": 4, "means": {"seams": {"mean": mean, "count": 1}}, "seconds_per_mp": None,
+         "trained_on": []}
+        for name, mean in seams.items()
+    ]  # fmt: skip
+    results = {"metrics": {"seams": {"direction": "lower", "floor": 1.0}}, "methods": methods, "pictures": [{}]}
+    assert [line.split()[1] for line in table_lines(results)[1:]] == ["0.8000*", "0.9500*", "1.0100"]
+
+
+@pytest.mark.parametrize("share", ["2", "-0.1", "soft", "nan", ""])
+def test_a_fidelity_that_is_none_is_said_by_its_option(data, share):
+    options = {"lq": data / "lq", "scale": 2, "out": data / "report", "fidelity": ("0.5", share)}
+    with pytest.raises(ConfigError, match=f"--fidelity {share!r}: a number from 0 to 1, or several"):
+        make_config([], None, options)
+    assert make_config([], None, options | {"fidelity": ("0", "0.5", "1")}).fidelity == (0, 0.5, 1)

@@ -8,7 +8,8 @@ import torch
 from rich.progress import Progress
 
 from tudsr.apps.report import steps_bar
-from tudsr.errors import InputError
+from tudsr.errors import ConfigError, InputError
+from tudsr.eval.metrics import as_counted
 from tudsr.eval.report import EvalConfig, evaluate
 
 
@@ -32,8 +33,20 @@ def make_config(outputs: Iterable[str], metrics: str | None, options: Mapping[st
         if name in folders:
             raise InputError(f"--outputs {text!r}: {name!r} names {folders[name]} already.")
         folders[name] = Path(folder)
+    for share in options.get("fidelity", ()):
+        if not _is_share(share):
+            raise ConfigError(
+                f"--fidelity {share!r}: a number from 0 to 1, or several with commas between, are accepted."
+            )
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(",") if name.strip())
     return EvalConfig.parse({**options, "outputs": folders, "metrics": names}, "eval")
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def run_eval(config: EvalConfig) -> dict[str, Any]:
@@ -94,8 +107,9 @@ def _cell(results: Mapping[str, Any], method: Mapping[str, Any], metric: str) ->
     peers = [other["means"] for other in results["methods"] if other["scale"] == method["scale"]]
     others = [means[metric] for means in peers if metric in means]
     most = max(other["count"] for other in others)  # means over fewer pictures are of other ones: none of them is best
-    rivals = [other["mean"] for other in others if other["count"] == most]
-    best = max(rivals) if results["metrics"][metric]["direction"] == "higher" else min(rivals)
-    marks = "*" if mean["count"] == most and mean["mean"] == best else ""
+    about = results["metrics"][metric]
+    rivals = [as_counted(about, other["mean"]) for other in others if other["count"] == most]
+    best = max(rivals) if about["direction"] == "higher" else min(rivals)
+    marks = "*" if mean["count"] == most and as_counted(about, mean["mean"]) == best else ""
     marks += "°" if metric in method["trained_on"] else ""
     return f"{mean['mean']:.4f}{marks}" + (f" ({mean['count']})" if mean["count"] < len(results["pictures"]) else "")

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -193,10 +193,10 @@ def trained_on(config: ModelConfig) -> tuple[str, ...]:
     """Return the metrics that a model's training record names as losses, sorted.
 
     The prior (stage 0) has none, whatever its settings say; an adapter that was mixed has those of what went into it.
+    Records of another form, of another program or a damaged file, say nothing.
     """
     found: set[str] = set()
-    mixtures = [record["interpolated"] for record in config.training if "interpolated" in record]
-    for record in (*config.training, *(phase for one in mixtures for phase in one["with"])):
+    for record in _phases(config.training):
         settings = record.get("config")
         losses = settings.get("losses") if isinstance(settings, dict) else None
         if record.get("stage") == 0 or not isinstance(losses, dict):
@@ -204,6 +204,15 @@ def trained_on(config: ModelConfig) -> tuple[str, ...]:
         for loss, weight in losses.items():
             found.update(LOSS_METRICS.get(loss, ()) if weight else ())
     return tuple(sorted(found))
+
+
+def _phases(records: object) -> Iterator[dict[str, Any]]:
+    """Yield the training records in what should be a list of them, and those of what was mixed."""
+    for record in records if isinstance(records, list) else ():
+        if isinstance(record, dict):
+            yield record
+            mixture = record.get("interpolated")
+            yield from _phases(mixture.get("with") if isinstance(mixture, dict) else None)
 
 
 def distinct(methods: Iterable[Method]) -> list[Method]:

@@ -4,7 +4,8 @@ A metric takes one picture at a time, (1, 3, H, W) float in [-1, 1]. Published f
 picture to 8 bits first (or read it back from its file) to compare with them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,8 @@ class Metric:
     true pictures (then the first argument is the folder of outputs); `load(weights_dir)` returns the function
     (sr, reference) -> value, loading its network if it has one; `border_px` tells how much of each side that function
     leaves out, for who compares with figures of cropped pictures: ours measure pictures whole; `network` is the key of
-    its network in `tudsr.perceptual.weights.NETS`; `licence` says what the user of somebody else's code has to know.
+    its network in `tudsr.perceptual.weights.NETS`; `licence` says what the user of somebody else's code has to know;
+    `floor`, where lower is better, is a value that is as good as everything below it (see `as_counted`).
     """
 
     name: str
@@ -48,11 +50,22 @@ class Metric:
     border_px: int = 0
     network: str | None = None
     licence: str = ""
+    floor: float | None = None
 
     @property
     def needs_gt(self) -> bool:
         """True when the metric compares with the true picture, or a set of outputs with the set of true pictures."""
         return self.reference in ("gt", "set")
+
+
+def as_counted(metric: Mapping[str, Any], value: float) -> float:
+    """Return a figure as it counts beside another one: what lies below the metric's floor is as good as the floor.
+
+    Args:
+        metric: its record in results.json.
+        value: of a picture, or a mean.
+    """
+    return max(value, metric.get("floor", -math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +274,8 @@ METRICS: dict[str, Metric] = {
             name="seams",
             direction="lower",
             reference="model",
-            source="ours: the seam index's gradient_ratio, see eval/seams.py; 1 is no seam",
+            source="ours: the seam index's gradient_ratio, see eval/seams.py; 1 and less is no seam",
+            floor=1.0,
             load=lambda weights_dir: _seams,
         ),
         Metric(
@@ -269,6 +283,7 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             reference="model",
             source="ours: the seam index's step_ratio, what a low-pass of 16 px leaves; not of pictures without room",
+            floor=1.0,
             load=lambda weights_dir: _seam_step,
         ),
     )

@@ -17,6 +17,7 @@ from typing import Any
 from tudsr.checkpoint import write_text
 from tudsr.eval.page_pictures import page_pictures
 
+PAGE = "index.html"
 _TAKEN_OVER = ("tudsr", "commit", "created", "machine", "scale", "config", "metrics", "methods", "skipped", "ablation")
 
 
@@ -32,7 +33,7 @@ def write_page(results: dict[str, Any], report_dir: Path, *, max_pictures: int =
     Returns:
         The path of index.html; it appears whole or not at all.
     """
-    path = report_dir / "index.html"
+    path = report_dir / PAGE
     write_text(path, render(page_data(results, report_dir, max_pictures)))
     return path
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tudsr.checkpoint import sha256_file, write_text
+from tudsr.errors import InputError
 from tudsr.eval.measure import Figures, Made, means
 from tudsr.eval.methods import Method
 from tudsr.eval.metrics import Metric
-from tudsr.eval.page import write_page
+from tudsr.eval.page import PAGE, write_page
 from tudsr.eval.pairs import Pair
 from tudsr.image_spool import read_header
 from tudsr.perceptual.weights import find_weights
@@ -41,6 +42,7 @@ def metric_record(metric: Metric, weights_dir: Path | None) -> dict[str, Any]:
         record
         | ({"sha256": {network.name: sha256_file(network)}} if network else {})
         | ({"licence": metric.licence} if metric.licence else {})
+        | ({} if metric.floor is None else {"floor": metric.floor})
     )
 
 
@@ -101,6 +103,17 @@ def method_record(
         "seconds_per_mp": seconds / pixels * 1e6 if timed else None,
         "seconds_per_picture": seconds / len(timed) if timed else None,
     }
+
+
+def check_targets(out: Path) -> None:
+    """Check before any work that nothing is in the way of a report's files.
+
+    Raises:
+        InputError: when a folder has the name of one.
+    """
+    for path in (out / RESULTS_JSON, out / RESULTS_CSV, out / PAGE):
+        if path.is_dir():
+            raise InputError(f"{path}: the report's file is to be written here, and it is a folder.")
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:

@@ -16,12 +16,12 @@ from tudsr.device import pick_device, pick_dtype
 from tudsr.errors import InputError
 from tudsr.eval.iqa import find_metric
 from tudsr.eval.kept import KeptFigures
-from tudsr.eval.measure import Measure, measure_pictures, measure_sets
+from tudsr.eval.measure import Figures, Measure, measure_pictures, measure_sets
 from tudsr.eval.methods import ABLATION, Loader, Method, bicubic, distinct, foreign, model_methods
 from tudsr.eval.metrics import Metric
 from tudsr.eval.outputs import make_outputs
 from tudsr.eval.pairs import Pair, Skipped, find_pairs, readable
-from tudsr.eval.record import method_record, metric_record, picture_record, write_report
+from tudsr.eval.record import check_targets, method_record, metric_record, picture_record, write_report
 from tudsr.machine import commit, machine
 from tudsr.pipeline import TUDSR
 
@@ -69,6 +69,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
 
     Raises:
         TudsrError: before any work, when an option, a folder, a model or a metric cannot be used.
+        InputError: after it, without a report, when there is no figure of what was asked for.
     """
     _check(config)
     device = pick_device(config.device)
@@ -77,10 +78,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
     for licence in dict.fromkeys(metric.licence for metric in metrics if metric.licence):
         notes(licence)
     measures = [Measure(metric=metric, fn=metric.load(config.weights)) for metric in metrics]
-    # One in memory at a time, unless a metric runs them all for each picture.
-    loaded = len(config.model) if any(metric.reference == "model" for metric in metrics) else 1
-    load = lru_cache(maxsize=loaded)(lambda name: TUDSR.load(name, config.device, config.dtype))
-    methods = choose_methods(config, load)
+    methods = choose_methods(config, _loader(config, metrics))
     pairs, skipped = _pairs(config)
     for left_out in skipped:
         notes(f"{left_out.file}: {left_out.reason}")
@@ -97,6 +95,7 @@ def evaluate(config: EvalConfig, notes: Callable[[str], None], progress: Progres
     kept, step = _kept(config, on, said), _counter(progress, len(pairs), "measuring")
     figures = measure_pictures(pairs, methods, made, measures, device=on, kept=kept, step=step, **shared)
     sets = measure_sets(pairs, methods, made, measures, **shared)
+    _check_figures(methods, figures, sets)
     pictures = [picture_record(pair, config.scale, config.out, methods, made, figures[pair.name]) for pair in pairs]
     results = {
         "format": FORMAT,
@@ -141,6 +140,18 @@ def _check(config: EvalConfig) -> None:
         if folder is not None and folder.resolve().is_relative_to((config.out / OUTPUTS).resolve()):
             raise InputError(f"{folder}: lies among the outputs that the report of --out {config.out} writes itself.")
     check_folder(config.out)
+    check_folder(config.out / OUTPUTS)
+    check_targets(config.out)
+
+
+def _check_figures(
+    methods: Sequence[Method], figures: Mapping[str, Mapping[str, Figures]], sets: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse to report nothing: bicubic, which is always there, counts where nothing else was asked for."""
+    asked = [method.name for method in methods[1:] or methods]
+    singles = [value for of in figures.values() for name in asked for value in of[name].values()]
+    if all(value is None for value in singles) and not any(sets[name] for name in asked):
+        raise InputError(f"no figure could be had of {', '.join(asked)}; no report is written.")
 
 
 def choose_metrics(config: EvalConfig, device: torch.device) -> list[Metric]:
@@ -174,6 +185,12 @@ def choose_methods(config: EvalConfig, load: Loader) -> list[Method]:
     ours = [method for name in config.model for method in run_as(name)]
     named = distinct([bicubic(config.scale), *others, *ours])  # foreign names stay as the user gave them
     return [named[0], *named[1 + len(others) :], *named[1 : 1 + len(others)]]
+
+
+def _loader(config: EvalConfig, metrics: Sequence[Metric]) -> Loader:
+    """Return what loads a model: one in memory at a time, unless a metric runs them all for each picture."""
+    most = len(config.model) if any(metric.reference == "model" for metric in metrics) else 1
+    return lru_cache(maxsize=most)(lambda name: TUDSR.load(name, config.device, config.dtype))
 
 
 def _pairs(config: EvalConfig) -> tuple[list[Pair], list[Skipped]]:

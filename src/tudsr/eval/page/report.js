@@ -31,9 +31,12 @@ const digits = Object.fromEntries(metrics.map((metric) => {
 const show = (value, metric) => (isNumber(value) ? value.toFixed(digits[metric]) : DASH);
 const seconds = (value) => (!isNumber(value) ? DASH : value >= 100 ? value.toFixed(0) : `${+value.toPrecision(3)}`);
 
-/** The best value as it is shown: what reads the same is equally good. */
+/** A figure as it counts beside another one: what lies below the metric's floor is as good as the floor. */
+const counted = (value, metric) => (isNumber(value) ? Math.max(value, data.metrics[metric].floor ?? -Infinity) : value);
+
+/** The best value as it counts and is shown: what reads the same is equally good. */
 function bestOf(values, metric) {
-  const found = values.filter(isNumber);
+  const found = values.filter(isNumber).map((value) => counted(value, metric));
   const pick = data.metrics[metric].direction === "higher" ? Math.max : Math.min;
   return found.length ? show(pick(...found), metric) : null;
 }
@@ -42,7 +45,8 @@ function figureCell(value, metric, best, trained, detail) {
   const text = show(value, metric);
   const mark = trained ? el("span", { className: "mark", title: "trained on this metric" }, "†") : null;
   const line = detail ? el("small", {}, detail) : null;
-  return el("td", { className: text === best ? "figure best" : "figure" }, el("span", { className: "value" }, text), mark, line);
+  const isBest = show(counted(value, metric), metric) === best;
+  return el("td", { className: isBest ? "figure best" : "figure" }, el("span", { className: "value" }, text), mark, line);
 }
 
 function meanCell(method, metric, best) {
@@ -192,9 +196,10 @@ function drawPlot() {
   text(box.right, height - 6, "seconds per megapixel of output, log scale →", "name", "end");
   text(4, 16, `${metric} ${arrow(metric)}${higher ? "" : "  (lower is higher up)"}`, "name", "start");
 
-  points.sort((p, q) => p.x - q.x || py(p.mean) - py(q.mean));
+  const level = (p) => py(counted(p.mean, metric));
+  points.sort((p, q) => p.x - q.x || level(p) - level(q));
   const rivals = [...new Set(points.map((p) => p.method.scale))].map((scale) => points.filter((p) => p.method.scale === scale));
-  const fronts = rivals.map((own) => own.filter((p, i) => own.slice(0, i).every((q) => py(p.mean) < py(q.mean))));
+  const fronts = rivals.map((own) => own.filter((p, i) => own.slice(0, i).every((q) => level(p) < level(q))));
   if (fronts.some((front) => front.length > 1)) {
     $("plot-legend").textContent += " The dashed line joins those that none of their scale beats in both.";
   }
@@ -261,7 +266,7 @@ function drawRecord() {
   fillTable("metrics-table", head("metric", "better", "colours", "border, px", "against", "definition", "licence"),
     metrics.map((metric) => {
       const m = data.metrics[metric];
-      return row(metric, m.direction, m.color_space, m.border_px, m.reference, m.source, m.licence);
+      return row(metric, isNumber(m.floor) ? `${m.direction}, to ${m.floor}` : m.direction, m.color_space, m.border_px, m.reference, m.source, m.licence);
     }));
   fillTable("methods-table", head("method", "kind", "M", "N", "trained on", "s / picture", "path", "SHA-256"),
     data.methods.map((m) => row(m.name, m.kind, m.m, m.n, (m.trained_on || []).join(", ") || null, seconds(m.seconds_per_picture),
