@@ -138,12 +138,11 @@ def _window_bound(net: Backbone) -> float:
     Alive at once are fewer channels than all of the UNet's convolutions make, at the latent's size, and four times the
     widest of the autoencoder's at the picture's: up to eight times what is counted (tests/test_memory.py).
     """
-    patch_px = getattr(net.vae.config, "patch_px", None) or 2 ** (len(net.vae.config.block_out_channels) - 1)
     parts = [part for name, part in net.unet.named_modules() if ".lora_" not in name]  # merged: they do not run
     made = sum(part.out_channels for part in parts if isinstance(part, nn.Conv2d))
     widths = [max(part.in_channels, part.out_channels) for part in net.vae.modules() if isinstance(part, nn.Conv2d)]
     dtype = torch.float32 if net.dtype == torch.float16 else net.dtype  # what overflows is run again
-    return WORKSPACE[dtype] * dtype.itemsize * (made / patch_px**2 + 4 * max(widths, default=0))
+    return WORKSPACE[dtype] * dtype.itemsize * (made / net.patch_px**2 + 4 * max(widths, default=0))
 
 
 def fit(need: Need, request: Request, budget: int, *, host: int | None = None) -> Fit:

@@ -144,7 +144,8 @@ class Spooled:
         plan = self._model.plan(*size, self._request)
         fmt = file_format(self._target)
         made = replace(header, height=plan.height, width=plan.width, bits=header.bits if fmt.wide else 8)
-        source = _pixels(values) if values.shape[2] not in (2, 4) else covered(_pixels(values), _alpha(values), size)
+        source, alpha = _pixels(values), _alpha(values)
+        source = source if alpha is None else covered(source, alpha, size)
         rows = self._model.run_passes(source, size, plan, self._request, store, progress)
         out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
         store.write("output", out, numbers(store, out, values, rows))
@@ -189,9 +190,8 @@ class Spooled:
 def numbers(store: DiskStore, out: RawFile, values: RawFile, rows: RowsFrom) -> Iterator[NDArray]:
     """Yield the output's rows that are still to be made, (rows, W, C)."""
     height, width, channels = out.shape
-    alpha = None
-    if channels in (2, 4):
-        alpha = upsampled(_alpha(values), (values.shape[0], values.shape[1]), (height, width))
+    given = _alpha(values)
+    alpha = None if given is None else upsampled(given, (values.shape[0], values.shape[1]), (height, width))
     y = store.done("output", out)
     for pixels in store.rest("output", out, rows):
         below = y + pixels.shape[-2]
@@ -256,7 +256,10 @@ def _pixels(values: RawFile) -> Region:
     return lambda *box: pixels_of(values.read(*box))[0]
 
 
-def _alpha(values: RawFile) -> Region:
+def _alpha(values: RawFile) -> Region | None:
+    if values.shape[2] not in (2, 4):
+        return None
+
     def part(y0: int, y1: int, x0: int, x1: int) -> torch.Tensor:
         alpha = pixels_of(values.read(y0, y1, x0, x1))[1]
         assert alpha is not None, "only pictures with alpha are asked for it"
