@@ -196,11 +196,11 @@ def test_it_names_the_least_that_an_enlargement_does(tmp_path):
 def test_the_peak_is_an_upper_bound_near_a_real_one(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    commands = ["plan", "256", "256", "--rate", "1"], ["upscale", "a.png", "-o", "x.png"]
+    # One thread alone takes a tenth less than the two or more that are planned for.
+    commands = ["plan", "256", "256", "--rate", "1"], ["upscale", "a.png", "-o", "x.png", "--threads", "2"]
     planned, done = (
         json.loads(subprocess.check_output([sys.executable, "-m", "tudsr", *words, "--json"], cwd=tmp_path))
         for words in commands
     )
     assert planned["out_size"] == done["out_size"] == [2048, 2048]
-    # Budgets are kept to by it: never too little. On one thread an enlargement takes less than what it counts with.
-    assert 0.95 * done["peak_rss_mb"] <= planned["peak_mb"] <= 1.45 * done["peak_rss_mb"]
+    assert 0.95 * done["peak_rss_mb"] <= planned["peak_mb"] <= 1.4 * done["peak_rss_mb"]  # budgets are kept to by it
