@@ -22,7 +22,7 @@ def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def _ours(pixels: np.ndarray, quality: int) -> np.ndarray:
-    out = jpeg(_tensor(pixels)[None], torch.tensor([quality]))[0]
+    (out,) = jpeg([_tensor(pixels)], [quality])
     return (out * 255).round().permute(1, 2, 0).numpy()
 
 
@@ -78,14 +78,14 @@ def test_lower_quality_costs_more() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 3), (17, 33)])
 def test_any_size_and_flat_pictures(size: tuple[int, int]) -> None:
-    out = jpeg(torch.full((1, 3, *size), 128 / 255), torch.tensor([30]))
-    assert out.shape == (1, 3, *size)
+    (out,) = jpeg([torch.full((3, *size), 128 / 255)], [30])
+    assert out.shape == (3, *size)
     torch.testing.assert_close(out, torch.full_like(out, 128 / 255))
 
 
 def test_each_sample_has_its_own_quality() -> None:
     batch = torch.stack([_tensor(_picture(40, 56, seed)) for seed in range(3)])
-    qualities = torch.tensor([20, 60, 95])
+    qualities = [20, 60, 95]
     together = jpeg(batch, qualities)
     for i in range(3):
         assert torch.equal(together[i], jpeg(batch[i : i + 1], qualities[i : i + 1])[0])

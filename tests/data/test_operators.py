@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scipy import ndimage, stats
 
+from tudsr.data.jpeg import jpeg
 from tudsr.data.kernels import bivariate_kernel, sinc_kernel
 from tudsr.data.operators import (
     add_gaussian_noise,
@@ -18,6 +19,14 @@ from tudsr.data.operators import (
     settled,
     whole,
 )
+
+KERNELS = [
+    bivariate_kernel(21, 2.0, 3.0, 0.5),
+    bivariate_kernel(7, 1.0, 1.5, 0.2),
+    None,
+    sinc_kernel(13, 2.0),
+    bivariate_kernel(9, 0.2, 0.2, 0.0),  # next to nothing, so that it is cut to one pixel
+]
 
 
 def _random(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -31,7 +40,7 @@ def test_blur_is_scipys_with_reflected_borders(size_px: int, shape: tuple[int, i
     kernel = np.random.default_rng(size_px).random((size_px, size_px))
     kernel /= kernel.sum()
     x = _random(*shape)
-    ours = blur(x, kernel)[0].numpy()
+    ours = blur(x, [kernel])[0].numpy()
     for channel in range(3):
         reference = ndimage.correlate(x[0, channel].double().numpy(), kernel, mode="mirror")
         np.testing.assert_allclose(ours[channel], reference, atol=2e-6)
@@ -41,14 +50,14 @@ def test_blur_is_scipys_with_reflected_borders(size_px: int, shape: tuple[int, i
 def test_trimming_does_not_show(kernel: np.ndarray) -> None:
     x = _random(48, 48)
     reference = ndimage.correlate(x[0, 0].double().numpy(), kernel, mode="mirror")
-    np.testing.assert_allclose(blur(x, kernel)[0, 0].numpy(), reference, atol=3e-6)
+    np.testing.assert_allclose(blur(x, [kernel])[0][0].numpy(), reference, atol=3e-6)
 
 
 def test_blur_of_a_picture_smaller_than_the_kernel_replicates_borders() -> None:
     x = _random(4, 6)
     kernel = bivariate_kernel(13, 2.0, 1.0, 0.3)
     reference = ndimage.correlate(x[0, 0].double().numpy(), kernel, mode="nearest")
-    np.testing.assert_allclose(blur(x, kernel)[0, 0].numpy(), reference, atol=2e-6)
+    np.testing.assert_allclose(blur(x, [kernel])[0][0].numpy(), reference, atol=2e-6)
 
 
 def test_resize_area_is_the_mean_of_blocks() -> None:
@@ -103,26 +112,26 @@ def test_strong_bicubic_resize_is_pillows_antialiased(size: tuple[int, int]) -> 
 
 
 def test_gaussian_noise_has_its_deviation_and_independent_channels() -> None:
-    noise = (add_gaussian_noise(torch.full((1, 3, 256, 256), 0.5), 20.0, grey=False, seed=3) - 0.5)[0].numpy()
+    noise = (add_gaussian_noise(torch.full((1, 3, 256, 256), 0.5), [20.0], grey=False, seeds=[3])[0] - 0.5).numpy()
     np.testing.assert_allclose(noise.std(axis=(1, 2)), 20 / 255, rtol=0.02)
     np.testing.assert_allclose(noise.mean(axis=(1, 2)), 0, atol=3 * 20 / 255 / 256)
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
-def test_grey_noise_is_the_same_in_all_channels(add: Callable[..., torch.Tensor]) -> None:
+def test_grey_noise_is_the_same_in_all_channels(add: Callable[..., list[torch.Tensor]]) -> None:
     x = _random(32, 32)
-    noise = add(x, 1.5, grey=True, seed=1) - x
+    noise = add(x, [1.5], grey=True, seeds=[1])[0] - x[0]
     assert noise.abs().max() > 0
-    torch.testing.assert_close(noise[:, 0], noise[:, 1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(noise[:, 0], noise[:, 2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(noise[0], noise[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(noise[0], noise[2], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_poisson_noise_has_variance_proportional_to_the_mean(scale: float) -> None:
     """With all 256 levels in use the gain is 256, so at level k the variance is scale^2 (k / 255) / 256."""
-    levels = torch.arange(256.0).view(1, 1, 256, 1).expand(1, 3, 256, 400) / 255
-    noise = (add_poisson_noise(levels, scale, grey=False, seed=5) - levels)[0].double().numpy()
+    levels = torch.arange(256.0).view(1, 256, 1).expand(3, 256, 400) / 255
+    noise = (add_poisson_noise([levels], [scale], grey=False, seeds=[5])[0] - levels).double().numpy()
     assert np.all(noise[:, 0] == 0)
     variance = noise.var(axis=(0, 2))[1:]
     expected = scale**2 * np.arange(1, 256) / 255 / 256
@@ -134,17 +143,17 @@ def test_poisson_noise_has_variance_proportional_to_the_mean(scale: float) -> No
 
 def test_poisson_gain_follows_the_levels_in_use() -> None:
     """A flat picture uses one level: gain 1, so that its counts are whole numbers."""
-    flat = torch.full((1, 3, 64, 64), 102 / 255)
-    noisy = add_poisson_noise(flat, 1.0, grey=False, seed=2)
+    flat = torch.full((3, 64, 64), 102 / 255)
+    (noisy,) = add_poisson_noise([flat], [1.0], grey=False, seeds=[2])
     torch.testing.assert_close(noisy, noisy.round(), atol=1e-5, rtol=0)
     assert noisy.var() == pytest.approx(0.4, rel=0.05)
 
 
 def test_grey_poisson_noise_follows_the_luma() -> None:
     """Flat pure red has luma .299 and gain 1, so that this is the variance too."""
-    red = torch.tensor((1.0, 0.0, 0.0)).view(1, 3, 1, 1).expand(1, 3, 128, 128)
-    noise = add_poisson_noise(red, 1.0, grey=True, seed=4) - red
-    assert noise[:, 1].var() == pytest.approx(0.299, rel=0.05)
+    red = torch.tensor((1.0, 0.0, 0.0)).view(3, 1, 1).expand(3, 128, 128)
+    noise = add_poisson_noise([red], [1.0], grey=True, seeds=[4])[0] - red
+    assert noise[1].var() == pytest.approx(0.299, rel=0.05)
 
 
 @pytest.mark.parametrize("rate", [0.3, 2.0, 7.7, 11.9, 12.1, 40.0, 255.0])
@@ -158,10 +167,11 @@ def test_poisson_quantile_is_scipys(rate: float) -> None:
 
 
 @pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
-def test_noise_follows_from_its_seed(add: Callable[..., torch.Tensor]) -> None:
+def test_noise_follows_from_its_seed(add: Callable[..., list[torch.Tensor]]) -> None:
     x = _random(16, 16)
-    assert torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=7))
-    assert not torch.equal(add(x, 2.0, grey=False, seed=7), add(x, 2.0, grey=False, seed=8))
+    first, again, other = (add(x, [2.0], grey=False, seeds=[seed])[0] for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_in_float64_a_hair_from_a_tie_is_a_tie() -> None:
@@ -179,13 +189,31 @@ def test_in_float32_values_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("operator", [
-    lambda x: blur(x, bivariate_kernel(21, 2.0, 3.0, 0.5)),
-    lambda x: blur(x, bivariate_kernel(7, 1.0, 1.0, 0.0)),
-    lambda x: add_gaussian_noise(x, 5.0, grey=False, seed=0),
-    lambda x: add_poisson_noise(x, 1.0, grey=True, seed=0),
+    lambda x: blur(x, [bivariate_kernel(21, 2.0, 3.0, 0.5)]),
+    lambda x: blur(x, [bivariate_kernel(7, 1.0, 1.0, 0.0)]),
+    lambda x: add_gaussian_noise(x, [5.0], grey=False, seeds=[0]),
+    lambda x: add_poisson_noise(x, [1.0], grey=True, seeds=[0]),
 ])  # fmt: skip
-def test_float64_is_kept_and_agrees_with_float32(operator: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_float64_is_kept_and_agrees_with_float32(operator: Callable[[torch.Tensor], list[torch.Tensor]]) -> None:
     x = torch.rand(1, 3, 40, 36, generator=torch.Generator().manual_seed(1)).mul(255).round().div(255)
-    wide = operator(x.double())
+    (wide,), (narrow,) = operator(x.double()), operator(x)
     assert wide.dtype == torch.float64
-    torch.testing.assert_close(operator(x).double(), wide, rtol=0, atol=1e-5)
+    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [
+    lambda some, which: blur(some, [KERNELS[i] for i in which]),
+    lambda some, which: add_gaussian_noise(some, [5.0 + i for i in which], grey=False, seeds=which),
+    lambda some, which: add_gaussian_noise(some, [5.0 + i for i in which], grey=True, seeds=which),
+    lambda some, which: add_poisson_noise(some, [1.0 + i for i in which], grey=False, seeds=which),
+    lambda some, which: add_poisson_noise(some, [1.0 + i for i in which], grey=True, seeds=which),
+    lambda some, which: jpeg(some, [30 + 20 * i for i in which]),
+])  # fmt: skip
+def test_pictures_of_several_sizes_at_once_come_out_as_alone(operator: Callable[..., list[torch.Tensor]]) -> None:
+    """Each with its own kernel, level, seed and quality; a dark one uses fewer levels than what lies beside it."""
+    pictures = [_random(*size)[0].double() for size in ((40, 53), (24, 70), (17, 16), (9, 31), (64, 64))]
+    pictures[1] = pictures[1] / 9
+    together = operator(pictures, list(range(5)))
+    for i, picture in enumerate(pictures):
+        assert together[i].shape == picture.shape
+        torch.testing.assert_close(together[i], operator([picture], [i])[0], rtol=0, atol=1e-12)

@@ -1,11 +1,14 @@
 """Real-ESRGAN's second-order degradation: a plan of plain numbers drawn from (seed, index), and its execution.
 
-Results depend on (seed, index), the crop and the settings alone: not on batch, order, worker or (up to float rounding,
-which JPEG may turn into some levels) the device; in float64 on no CPU's rounding either.
+Results depend on (seed, index), the crop and the settings alone: not on order, worker or (up to float rounding, which
+JPEG may turn into some levels) on device and batch; in float64 on no CPU's rounding either, nor on the batch.
 Source: Wang et al., «Real-ESRGAN» (2021); METHOD («Light degradation») for the light preset.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Literal, Self
 
 import numpy as np
@@ -16,12 +19,13 @@ from torch import Tensor
 from tudsr.config import Settings
 from tudsr.data.jpeg import jpeg
 from tudsr.data.kernels import Kernel, draw_blur_kernel, draw_sinc_kernel
-from tudsr.data.operators import add_gaussian_noise, add_poisson_noise, blur, resize_to, whole
+from tudsr.data.operators import Pictures, add_gaussian_noise, add_poisson_noise, blur, resize_to, stacked, whole
 from tudsr.errors import ConfigError
 
 Range = tuple[float, float]
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 _RESIZE_MODES: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
+_NOISES = {"gaussian": add_gaussian_noise, "poisson": add_poisson_noise}
 _SEED_BOUND = 2**63 - 1
 
 
@@ -197,48 +201,59 @@ def _draw_mode(rng: np.random.Generator) -> ResizeMode:
 
 
 @torch.no_grad()
-def apply_plan(gt: Tensor, lq_h: int, lq_w: int, plan: DegradationPlan) -> Tensor:
-    """Carry out a plan on one picture.
+def apply_plans(gt: Tensor, lq_h: int, lq_w: int, plans: Sequence[DegradationPlan]) -> Tensor:
+    """Carry out each picture's plan, an operator at a time for all of them.
 
     The first round resizes with respect to gt's size, the second with respect to the LQ size.
 
     Args:
-        gt: (3, H, W) float32 or float64 RGB in [-1, 1].
-        lq_h: rows of the LQ picture.
-        lq_w: columns of the LQ picture.
-        plan: the choices.
+        gt: (B, 3, H, W) float32 or float64 RGB in [-1, 1].
+        lq_h: rows of the LQ pictures.
+        lq_w: columns of the LQ pictures.
+        plans: the choices, one plan a picture.
 
     Returns:
-        (3, lq_h, lq_w) in [-1, 1], of 8-bit values.
+        (B, 3, lq_h, lq_w) in [-1, 1], of 8-bit values.
     """
-    x = gt[None].to(torch.promote_types(gt.dtype, torch.float32)) / 2 + 0.5  # (1, 3, H, W) in [0, 1]
+    x: Pictures = list(gt.to(torch.promote_types(gt.dtype, torch.float32)) / 2 + 0.5)  # (3, H, W) in [0, 1] each
     height, width = gt.shape[-2:]
-    x = _apply_noise(_blur_and_resize(x, plan.first, height, width), plan.first)
-    x = _jpeg(x, plan.first)
-    x = _apply_noise(_blur_and_resize(x, plan.second, lq_h, lq_w), plan.second)
-    if not plan.jpeg_last:
-        x = _jpeg(x, plan.second)
-    x = resize_to(x, lq_h, lq_w, plan.final_resize_mode)
-    if plan.final_kernel is not None:
-        x = blur(x, plan.final_kernel)
-    if plan.jpeg_last:
-        x = _jpeg(x, plan.second)
-    return whole(x.clamp(0, 1).mul(255)).div(127.5).sub(1)[0]
+    first, second = [plan.first for plan in plans], [plan.second for plan in plans]
+    x = _apply_noise(_blur_and_resize(x, first, height, width), first)
+    x = _apply_jpeg(x, first, [True] * len(plans))
+    x = _apply_noise(_blur_and_resize(x, second, lq_h, lq_w), second)
+    x = _apply_jpeg(x, second, [not plan.jpeg_last for plan in plans])
+    modes = [plan.final_resize_mode for plan in plans]
+    x = [resize_to(each[None], lq_h, lq_w, mode)[0] for each, mode in zip(x, modes, strict=True)]
+    x = blur(x, [plan.final_kernel for plan in plans])
+    x = _apply_jpeg(x, second, [plan.jpeg_last for plan in plans])
+    return whole(stacked(x).clamp(0, 1).mul(255)).div(127.5).sub(1)
 
 
-def _blur_and_resize(x: Tensor, plan: RoundPlan, height: int, width: int) -> Tensor:
-    if plan.kernel is not None:
-        x = blur(x, plan.kernel)
-    return resize_to(x, max(1, round(height * plan.resize)), max(1, round(width * plan.resize)), plan.resize_mode)
+def _blur_and_resize(x: Pictures, plans: Sequence[RoundPlan], height: int, width: int) -> list[Tensor]:
+    blurred = blur(x, [plan.kernel for plan in plans])
+    return [
+        resize_to(each[None], max(1, round(height * p.resize)), max(1, round(width * p.resize)), p.resize_mode)[0]
+        for each, p in zip(blurred, plans, strict=True)
+    ]
 
 
-def _apply_noise(x: Tensor, plan: RoundPlan) -> Tensor:
-    add = add_gaussian_noise if plan.noise == "gaussian" else add_poisson_noise
-    return add(x, plan.noise_level, grey=plan.noise_grey, seed=plan.noise_seed)
+def _apply_noise(x: Pictures, plans: Sequence[RoundPlan]) -> Pictures:
+    for noise, grey in product(_NOISES, (False, True)):
+        chosen = [i for i, plan in enumerate(plans) if (plan.noise, plan.noise_grey) == (noise, grey)]
+        levels, seeds = [plans[i].noise_level for i in chosen], [plans[i].noise_seed for i in chosen]
+        x = _changed(x, chosen, partial(_NOISES[noise], levels=levels, grey=grey, seeds=seeds))
+    return x
 
 
-def _jpeg(x: Tensor, plan: RoundPlan) -> Tensor:
-    return jpeg(x, torch.tensor([plan.jpeg_quality], device=x.device))
+def _apply_jpeg(x: Pictures, plans: Sequence[RoundPlan], where: Sequence[bool]) -> Pictures:
+    chosen = [i for i, wanted in enumerate(where) if wanted]
+    return _changed(x, chosen, partial(jpeg, qualities=[plans[i].jpeg_quality for i in chosen]))
+
+
+def _changed(x: Pictures, chosen: Sequence[int], operator: Callable[[Pictures], list[Tensor]]) -> Pictures:
+    """Return the pictures, the chosen ones, if any, as one call of an operator makes them."""
+    made = dict(zip(chosen, operator([x[i] for i in chosen]), strict=True)) if chosen else {}
+    return [made.get(i, picture) for i, picture in enumerate(x)]
 
 
 def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: int, index: int) -> Tensor:
@@ -258,4 +273,26 @@ def degrade(gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: 
     Raises:
         ConfigError: when the name is not a preset.
     """
-    return apply_plan(gt, lq_h, lq_w, draw_plan(preset, np.random.default_rng((seed, index))))
+    return degrade_batch(gt[None], lq_h, lq_w, preset=preset, seed=seed, indices=[index])[0]
+
+
+def degrade_batch(
+    gt: Tensor, lq_h: int, lq_w: int, *, preset: DegradationLike, seed: int, indices: Sequence[int]
+) -> Tensor:
+    """Degrade a batch, each picture as `degrade` would, up to float rounding.
+
+    Args:
+        gt: (B, 3, H, W) float32 or float64 RGB in [-1, 1].
+        lq_h: rows of the LQ pictures.
+        lq_w: columns of the LQ pictures.
+        preset: a preset's name or a mix.
+        seed: the run's seed, >= 0.
+        indices: each sample's index, >= 0.
+
+    Returns:
+        (B, 3, lq_h, lq_w) in [-1, 1], of 8-bit values, on gt's device.
+
+    Raises:
+        ConfigError: when the name is not a preset.
+    """
+    return apply_plans(gt, lq_h, lq_w, [draw_plan(preset, np.random.default_rng((seed, i))) for i in indices])

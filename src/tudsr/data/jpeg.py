@@ -1,4 +1,4 @@
-"""Batched baseline JPEG in torch: what a picture looks like after being written and read as a JPEG file.
+"""Batched baseline JPEG in torch: what pictures look like after being written and read as JPEG files.
 
 YCbCr, 4:2:0, 8x8 DCT, the standard tables under libjpeg's quality scaling, real rounding; only the entropy coding,
 which is lossless, is left out. The same code runs on CPU and GPU (with matrix products in full float32, not TF32); it
@@ -7,13 +7,14 @@ Source: ITU-T T.81 (JPEG), annexes A and K; ITU-T T.871 (JFIF's YCbCr); libjpeg'
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tudsr.data.operators import settled, whole
+from tudsr.data.operators import Pictures, Size, cut, settled, sizes_of, stacked, whole
 
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), in raster order.
 _LUMA_TABLE = (
@@ -32,29 +33,38 @@ _CR_TO_R, _CB_TO_G, _CR_TO_G, _CB_TO_B = 1.402, -0.344136286, -0.714136286, 1.77
 
 
 @torch.no_grad()
-def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Write and read a batch of pictures as JPEG.
+def jpeg(pictures: Pictures, qualities: Sequence[int]) -> list[Tensor]:
+    """Write and read pictures as JPEG.
 
     Args:
-        x: (B, 3, H, W) float32 or float64 RGB in [0, 1], any size from 1x1 up; rounded to 8 bit on entry.
-        quality: (B,) integer values, 1 to 100, libjpeg's scale.
+        pictures: (3, H, W) float32 or float64 RGB in [0, 1] each, any size from 1x1 up; rounded to 8 bit on entry.
+        qualities: each picture's, 1 to 100, libjpeg's scale.
 
     Returns:
-        (B, 3, H, W) in [0, 1], of 8-bit values.
+        (3, H, W) each, in [0, 1], of 8-bit values.
     """
-    height, width = x.shape[-2:]
-    chroma_h, chroma_w = -(-height // 2), -(-width // 2)
-    rgb = whole(x.clamp(0, 1) * 255)
-    rgb = F.pad(rgb, (0, -width % 16, 0, -height % 16), mode="replicate")
-    ycbcr = torch.einsum("oc,bchw->bohw", x.new_tensor(_TO_YCBCR), rgb)
+    sizes = sizes_of(pictures)
+    padded = [F.pad(x, (0, -w % 16, 0, -h % 16), mode="replicate") for x, (h, w) in zip(pictures, sizes, strict=True)]
+    rgb = whole(stacked(padded).clamp(0, 1) * 255)
+    ycbcr = torch.einsum("oc,bchw->bohw", rgb.new_tensor(_TO_YCBCR), rgb)
     luma = whole(ycbcr[:, :1]) - 128
     chroma = _halve(whole(ycbcr[:, 1:]))  # (B, 2, H16/2, W16/2), already centred on 0
-    luma, chroma = _quantise(luma, chroma, quality)
-    luma = luma[..., :height, :width].clamp(-128, 127) + 128
-    chroma = chroma[..., :chroma_h, :chroma_w].clamp(-128, 127)
-    # libjpeg's «fancy» triangle upsampling is bilinear interpolation with replicated borders.
-    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear").round()[..., :height, :width]
-    return _to_rgb(luma, chroma).div_(255)
+    luma, chroma = _quantise(luma, chroma, torch.tensor(qualities, device=rgb.device))
+    rgb = _to_rgb(luma.clamp(-128, 127) + 128, _doubled(chroma.clamp(-128, 127), sizes, like=luma))
+    return cut(rgb.div_(255), sizes)
+
+
+def _doubled(chroma: Tensor, sizes: Sequence[Size], like: Tensor) -> Tensor:
+    """Enlarge the chroma of pictures of their own sizes to their luma's, (B, 1, H, W), rounded.
+
+    libjpeg's «fancy» triangle upsampling is bilinear interpolation with replicated borders: each picture's own.
+    """
+    doubled = like.new_zeros(len(like), 2, *like.shape[-2:])
+    halves = cut(chroma, [(-(-h // 2), -(-w // 2)) for h, w in sizes])
+    for place, half in zip(doubled, halves, strict=True):
+        large = F.interpolate(half[None], scale_factor=2, mode="bilinear")[0]
+        place[:, : large.shape[-2], : large.shape[-1]] = large
+    return doubled.round_()
 
 
 def _halve(chroma: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The operators of the degradation pipeline: blur, resize, Gaussian and Poisson noise.
 
-Pictures are (B, 3, H, W) float32 RGB in [0, 1] here; results may leave that range. There we differ from Real-ESRGAN,
+Pictures are (3, H, W) float32 RGB in [0, 1] here, several at once, each of a size of its own; results may leave that
+range. There we differ from Real-ESRGAN,
 which clips to it after either noise. It shows only where the second noise meets the final resize and filter before
 JPEG, which clips too; it is kept because models were trained so, and the test sets' hashes are pinned to it.
 Noise is drawn on the CPU from a seed, so that every device sees the same field. float64 is taken too, and kept: then
@@ -9,6 +10,7 @@ Source: Wang et al., «Real-ESRGAN» (2021), section 3.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tudsr.data.kernels import Kernel
+
+Pictures = Sequence[Tensor]  # (C, H, W) each; a batch (B, C, H, W) is such a sequence too
+Size = tuple[int, int]  # rows, columns
 
 # On one core, direct convolution wins below this side and the FFT from it on, for pictures of 32 px to 384 px.
 _FFT_FROM_PX = 9
@@ -41,28 +46,67 @@ def whole(x: Tensor) -> Tensor:
     return settled(x).round()
 
 
-def blur(x: Tensor, kernel: Kernel) -> Tensor:
-    """Correlate with a kernel, borders reflected (replicated where the picture is too small for that).
+def sizes_of(pictures: Pictures) -> list[Size]:
+    """Return each picture's rows and columns."""
+    return [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
+
+
+def stacked(pictures: Pictures) -> Tensor:
+    """Lay pictures side by side as a batch.
+
+    So one call of an operator does for all: on a GPU the calls cost more than the zeros.
 
     Args:
-        x: (B, C, H, W) float32.
-        kernel: (k, k), odd, sum one.
+        pictures: (C, H, W) each, H and W of its own.
 
     Returns:
-        (B, C, H, W).
+        (B, C, H, W) of the largest H and W; each picture at the top left of its own, with zeros below and beside. Of
+        one picture it is a view.
     """
-    kernel = _trim(kernel)
-    side, radius = kernel.shape[0], kernel.shape[0] // 2
-    if side == 1:
-        return x
-    weight = torch.from_numpy(np.ascontiguousarray(kernel)).to(x)
-    mode = "reflect" if radius < min(x.shape[-2:]) else "replicate"
-    padded = F.pad(x, (radius,) * 4, mode=mode)  # (B, C, H+k-1, W+k-1)
-    # Off the CPU always by the FFT: convolutions may be computed in TF32 there, which shows in 8 bit.
-    if side >= _FFT_FROM_PX or x.device.type != "cpu":
-        return _correlate_fft(padded, weight)
-    channels = x.shape[1]
-    return F.conv2d(padded, weight.expand(channels, 1, side, side), groups=channels)
+    sizes = sizes_of(pictures)
+    if len(pictures) == 1:
+        return pictures[0][None]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
+    for place, picture, (h, w) in zip(batch, pictures, sizes, strict=True):
+        place[:, :h, :w] = picture
+    return batch
+
+
+def cut(batch: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    """Return the pictures that `stacked` laid side by side, as views, (C, h, w) each."""
+    return [each[..., :h, :w] for each, (h, w) in zip(batch, sizes, strict=True)]
+
+
+def blur(pictures: Pictures, kernels: Sequence[Kernel | None]) -> list[Tensor]:
+    """Correlate each picture with its kernel, borders reflected (replicated where it is too small for that).
+
+    Args:
+        pictures: (C, H, W) each.
+        kernels: (k, k) each, odd, sum one; without one a picture stays as it is.
+
+    Returns:
+        (C, H, W) each.
+    """
+    blurred, by_fft = list(pictures), {}
+    for i, kernel in enumerate(kernels):
+        kernel = None if kernel is None else _trim(kernel)
+        if kernel is None or len(kernel) == 1:
+            continue
+        weight = torch.from_numpy(np.ascontiguousarray(kernel)).to(pictures[i])
+        radius = len(kernel) // 2
+        mode = "reflect" if radius < min(pictures[i].shape[-2:]) else "replicate"
+        padded = F.pad(pictures[i], (radius,) * 4, mode=mode)  # (C, H+k-1, W+k-1)
+        # Off the CPU always by the FFT: convolutions may be computed in TF32 there, which shows in 8 bit.
+        if len(kernel) >= _FFT_FROM_PX or padded.device.type != "cpu":
+            by_fft[i] = padded, weight
+        else:
+            blurred[i] = F.conv2d(padded, weight.expand(len(padded), 1, -1, -1), groups=len(padded))
+    if by_fft:
+        blurred_by_fft = _correlate_fft(*zip(*by_fft.values(), strict=True))
+        for i, picture in zip(by_fft, blurred_by_fft, strict=True):
+            blurred[i] = picture
+    return blurred
 
 
 def _trim(kernel: Kernel) -> Kernel:
@@ -77,13 +121,13 @@ def _trim(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def _correlate_fft(padded: Tensor, weight: Tensor) -> Tensor:
-    """Correlate (B, C, H+k-1, W+k-1) with (k, k), valid part only, by the FFT at a fast length."""
-    side = weight.shape[0]
-    height, width = padded.shape[-2:]
-    shape = (_fast_length(height), _fast_length(width))
-    spectrum = torch.fft.rfft2(padded, s=shape) * torch.fft.rfft2(weight.flip(0, 1), s=shape)
-    return torch.fft.irfft2(spectrum, s=shape)[..., side - 1 : height, side - 1 : width]
+def _correlate_fft(padded: Pictures, weights: Pictures) -> list[Tensor]:
+    """Correlate each (C, H+k-1, W+k-1) with its (k, k), valid part only, by the FFT at a fast length."""
+    pictures, kernels = stacked(padded), stacked([weight.flip(0, 1)[None] for weight in weights])
+    shape = [_fast_length(side) for side in pictures.shape[-2:]]
+    spectrum = torch.fft.rfft2(pictures, s=shape) * torch.fft.rfft2(kernels, s=shape)
+    whole_parts = cut(torch.fft.irfft2(spectrum, s=shape), sizes_of(padded))
+    return [part[:, len(weight) - 1 :, len(weight) - 1 :] for part, weight in zip(whole_parts, weights, strict=True)]
 
 
 def _fast_length(n: int) -> int:
@@ -119,43 +163,59 @@ def resize_to(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     return F.interpolate(x, size=(height, width), mode=mode, align_corners=False, antialias=antialias)
 
 
-def add_gaussian_noise(x: Tensor, sigma: float, *, grey: bool, seed: int) -> Tensor:
+def add_gaussian_noise(
+    pictures: Pictures, levels: Sequence[float], *, grey: bool, seeds: Sequence[int]
+) -> list[Tensor]:
     """Add white Gaussian noise.
 
     Args:
-        x: (B, 3, H, W) float32 in [0, 1].
-        sigma: standard deviation in 8-bit levels.
+        pictures: (3, H, W) float32 in [0, 1] each.
+        levels: each picture's standard deviation, in 8-bit levels.
         grey: whether all channels get the same noise.
-        seed: seed of the noise field.
+        seeds: each picture's seed of the noise field.
 
     Returns:
-        (B, 3, H, W), not clamped.
+        (3, H, W) each, not clamped.
     """
-    return x + _normal_like(x, grey, seed) * (sigma / 255)
+    x = stacked(pictures)
+    noisy = x + _normal_for(pictures, grey, seeds) * _each(x, [sigma / 255 for sigma in levels])
+    return cut(noisy, sizes_of(pictures))
 
 
-def add_poisson_noise(x: Tensor, scale: float, *, grey: bool, seed: int) -> Tensor:
-    """Add shot noise: Poisson counts at a gain that follows from the number of levels the picture uses.
+def add_poisson_noise(pictures: Pictures, levels: Sequence[float], *, grey: bool, seeds: Sequence[int]) -> list[Tensor]:
+    """Add shot noise: Poisson counts at a gain that follows from the number of levels a picture uses.
 
     With v the number of distinct 8-bit levels rounded up to a power of two, the noise is Poisson(v x) / v - x, times
-    `scale`; for grey noise, x is the luma.
+    its level; for grey noise, x is the luma.
 
     Args:
-        x: (B, 3, H, W) float32; B = 1, since the gain is the picture's own.
-        scale: factor on the noise.
+        pictures: (3, H, W) float32 in [0, 1] each.
+        levels: each picture's factor on the noise.
         grey: whether all channels get the same noise.
-        seed: seed of the noise field.
+        seeds: each picture's seed of the noise field.
 
     Returns:
-        (B, 3, H, W), not clamped.
+        (3, H, W) each, not clamped.
     """
-    clean = _luma(x) if grey else x
-    levels = whole(clean.clamp(0, 1) * 255)
-    used = int((torch.bincount(levels.flatten().to(torch.int32), minlength=256) > 0).sum())
-    gain = 2.0 ** math.ceil(math.log2(used))
-    rate = levels * (gain / 255)
-    counts = poisson_quantile(_normal_like(x, grey, seed), rate)
-    return x + (counts - rate) * (scale / gain)
+    x, sizes = stacked(pictures), sizes_of(pictures)
+    clean = whole((_luma(x) if grey else x).clamp(0, 1) * 255)
+    gains = [2.0 ** math.ceil(math.log2(used)) for used in _levels_used(cut(clean, sizes))]
+    rate = clean * _each(x, [gain / 255 for gain in gains])
+    counts = poisson_quantile(_normal_for(pictures, grey, seeds), rate)
+    factors = [scale / gain for scale, gain in zip(levels, gains, strict=True)]
+    return cut(x + (counts - rate) * _each(x, factors), sizes)
+
+
+def _levels_used(levels: Pictures) -> list[int]:
+    """Return how many of the 256 levels each picture has."""
+    marked = torch.cat([picture.flatten() + 256 * i for i, picture in enumerate(levels)])
+    counts = torch.bincount(marked.to(torch.int32), minlength=256 * len(levels)).view(-1, 256)
+    return (counts > 0).sum(dim=1).tolist()
+
+
+def _each(x: Tensor, values: Sequence[float]) -> Tensor:
+    """Return one value per picture of a batch, (B, 1, 1, 1), in its kind."""
+    return x.new_tensor(values).view(-1, 1, 1, 1)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -163,10 +223,13 @@ def _luma(x: Tensor) -> Tensor:
     return (x * x.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
-def _normal_like(x: Tensor, grey: bool, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (x.shape[0], 1 if grey else x.shape[1], *x.shape[-2:])
-    return torch.randn(shape, generator=generator).to(x)
+def _normal_for(pictures: Pictures, grey: bool, seeds: Sequence[int]) -> Tensor:
+    """Return standard normal numbers for a batch, (B, 1 or C, H, W), each picture's from its seed, drawn on the CPU."""
+    fields = [
+        torch.randn((1 if grey else c, h, w), generator=torch.Generator().manual_seed(seed))
+        for (c, h, w), seed in zip([picture.shape for picture in pictures], seeds, strict=True)
+    ]
+    return stacked(fields).to(pictures[0])
 
 
 def poisson_quantile(normal: Tensor, rate: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from tudsr.data.dataset import PhotoDataset
-from tudsr.data.degradation import degrade
+from tudsr.data.degradation import degrade_batch
 from tudsr.data.given_pairs import PairDataset
 from tudsr.errors import DataError
 from tudsr.train.config import TrainConfig
@@ -68,9 +68,9 @@ class Batches:
         if c.stage > 0 and c.degrade_on == "device":
             indices = batch["index"].tolist()
             side = self.dataset.lq_side_px(indices[0])
-            each = zip(pictures["gt"], indices, strict=True)  # one by one: each has intermediate sizes of its own
-            lq = [degrade(gt, side, side, preset=c.degradation, seed=c.seed, index=index) for gt, index in each]
-            pictures["lq"] = torch.stack(lq)
+            pictures["lq"] = degrade_batch(
+                pictures["gt"], side, side, preset=c.degradation, seed=c.seed, indices=indices
+            )
         return pictures
 
 
