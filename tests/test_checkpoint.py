@@ -62,9 +62,9 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 """
 
 
-def test_what_a_kill_left_goes_with_the_next_write_and_what_is_being_written_does_not(tmp_path: Path):
+def test_what_a_kill_left_goes_with_the_next_run_and_what_is_being_written_does_not(tmp_path: Path, monkeypatch):
     pytest.importorskip("fcntl")
-    target, others = tmp_path / "b.png", [tmp_path / name for name in (f".{'ab' * 4}-{'0' * 32}.png", ".mine.png")]
+    target, others = tmp_path / "b.png", [tmp_path / name for name in (".tudsr-mine.png", f".{'0' * 32}.png")]
     for other in others:
         other.touch()
     pipe = subprocess.PIPE
@@ -74,11 +74,11 @@ def test_what_a_kill_left_goes_with_the_next_write_and_what_is_being_written_doe
         assert temporary.suffix == ".png"
         write_text(target, "of another process")
         assert temporary.exists()
-        write_text(tmp_path / "c.png", "another target")
         process.kill()
-    assert temporary.exists()
+    write_text(target, "again")
+    assert temporary.exists()  # a process looks once
+    monkeypatch.setattr(checkpoint, "_tidied", set())
     write_text(tmp_path / "c.png", "another target")
-    assert temporary.exists()
     write_text(target, "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"b.png", "c.png", *(other.name for other in others)}
     assert target.read_text() == "whole"
@@ -110,11 +110,20 @@ def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path: Path, 
 
 
 def test_what_kills_left_is_swept_and_nothing_else(tmp_path: Path):
-    for name in (f".{'0a' * 16}.pt", f".{'c' * 8}-{'0a' * 16}.pt", f".{'b' * 32}", ".hidden.pt", "state.pt"):
+    for name in (f".{'0a' * 16}.pt", f".tudsr-{'0a' * 16}.pt", f".{'b' * 32}", ".tmpAb1xYz", ".hidden.pt", "state.pt"):
         (tmp_path / name).write_text("x")
     sweep_temporary(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden.pt", "state.pt"]
     sweep_temporary(tmp_path / "not there")
+
+
+def test_what_is_written_is_for_those_the_umask_says(tmp_path: Path):
+    """safetensors writes a file of its own, for nobody but its owner."""
+    (tmp_path / "plain").touch()
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    write_text(tmp_path / "b.txt", "b")
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import HfHubHTTPError
 
 from tudsr import lora
 from tudsr.checkpoint import load_tensors, save_tensors, sha256_file, weight_hashes
 from tudsr.errors import ConfigError, ModelError
-from tudsr.find import find_model, verify_model
+from tudsr.find import find_model, hub_hashes, verify_model
 from tudsr.folder import load_model, save_model
 from tudsr.stage import Stage, inference
 
@@ -95,7 +96,7 @@ def test_diffusers_itself_reads_unet_adapter_and_scheduler(model_folder):
 def test_an_autoencoder_with_weights_and_a_prompt(make_model, tmp_path):
     model = make_model()
     torch.manual_seed(0)
-    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=48)
     model.backbone.prompt_embeds = torch.randn(1, 3, 5)
     config = save_model(tmp_path, model, torch.float32)
     for name in lora.STAGES:
@@ -113,7 +114,7 @@ def test_an_autoencoder_with_weights_and_a_prompt(make_model, tmp_path):
 def with_autoencoder(make_model, tmp_path) -> Path:
     """Return the folder of a model whose autoencoder has weights and attention, with a prompt."""
     model = make_model()
-    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    model.backbone.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=48)
     model.backbone.prompt_embeds = torch.randn(1, 3, 5)
     save_model(tmp_path / "m", model, torch.float32)
     return tmp_path / "m"
@@ -253,6 +254,10 @@ def test_a_unet_with_cross_attention_needs_a_prompt(make_model, tmp_path):
     model.backbone.prompt_embeds = torch.ones(1, 3, 5)
     save_model(tmp_path, model, torch.float32)
     assert load(tmp_path).backbone.prompt_embeds.shape == (1, 3, 5)
+    save_tensors(tmp_path / PROMPT, {"prompt_embeds": torch.ones(1, 3, 6)})
+    relist(tmp_path)
+    with pytest.raises(ModelError, match="its prompt is 6 wide; its UNet accepts 5"):
+        load(tmp_path)
     (tmp_path / PROMPT).unlink()
     relist(tmp_path)
     with pytest.raises(ModelError, match="its UNet has cross-attention, but prompt.safetensors is not there"):
@@ -304,6 +309,29 @@ def test_windows_that_cut_through_the_latent_are_refused(copy):
         load(copy)
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "sentence"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 20}, r"timesteps are \d+ and \d+; .* 0 to 19,"),
+        ("vae/config.json", {"patch_px": 8}, "its UNet has 48 channels; 192 are accepted"),
+        ("tudsr.json", {"lora": {"rank": 4, "alpha": 4, "targets": ["convoluted"]}}, "convoluted: they do not fit"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(copy, file, values, sentence):
+    shutil.rmtree(copy / "adapters")
+    relist(copy)
+    load(copy)
+    (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | values))
+    with pytest.raises(ModelError, match=sentence):
+        load(copy)
+
+
+def test_a_prompt_of_something_else_is_refused(copy):
+    save_tensors(copy / PROMPT, {"other": torch.zeros(1)})
+    with pytest.raises(ModelError, match="holds other; prompt_embeds is expected"):
+        load(copy)
+
+
 def test_a_model_that_does_not_describe_itself_well_is_a_config_error(copy):
     edit(copy, format_version=2)
     with pytest.raises(ConfigError, match="format_version"):
@@ -324,6 +352,20 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         load("nobody/nothing")
 
 
+@pytest.mark.parametrize("kind", HfHubHTTPError.__bases__)
+def test_a_hub_that_does_not_answer_is_said(kind, monkeypatch):
+    """One of them is of the HTTP library, for proxies and lost connections; it is neither OSError nor ValueError."""
+
+    def lost(*_, **__):
+        raise kind("no answer")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
+    monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", lost)
+    with pytest.raises(ModelError, match="hub model 'owner/name' could not be fetched"):
+        load("owner/name")
+    assert hub_hashes("owner/name", ["a"]) == {}
+
+
 def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch, serve):
     """What the patterns let through is a whole model: its weights, and nothing that can run code."""
     hub = Path(shutil.copytree(model_folder, tmp_path / "hub"))
@@ -331,7 +373,7 @@ def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch, ser
     asked = serve(hub)
     monkeypatch.chdir(tmp_path)
     loaded = load("owner/name")
-    assert asked == ["owner/name"]
+    assert asked == ["owner/name"] * 2
     assert loaded.folder == tmp_path / "cache"
     assert not list((tmp_path / "cache").rglob("*.bin"))
     for name in lora.STAGES:
@@ -340,6 +382,7 @@ def test_a_hub_id_is_fetched_and_loaded(model_folder, tmp_path, monkeypatch, ser
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ModelError, match=r"owner/name: this hub repository has no tudsr\.json"):
         load("owner/name")
+    assert not (tmp_path / "cache").exists()  # no gigabytes of another model were fetched for that
 
 
 def test_find_model_by_path_and_by_embedded_name(model_folder):

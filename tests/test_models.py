@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +200,28 @@ def test_what_the_unets_hash_says(base, monkeypatch):
     monkeypatch.setitem(sd21.REFUSED_UNETS, digest, "SD 2.0")
     with pytest.raises(ModelError, match="this is SD 2.0, not SD2.1-base"):
         models.identify_unet(base)
+
+
+def test_a_refused_unet_is_known_by_its_fp16_variant(base, monkeypatch, tmp_path, serve):
+    """As on the hub: the hash of SD2.0's float32 file is not published, that of the other is."""
+    folder = Path(shutil.copytree(base, tmp_path / "both"))
+    half = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
+    save_tensors(half, {"a": torch.ones(1)})
+    assert "not known" in models.identify_unet(folder)
+    monkeypatch.setitem(sd21.REFUSED_UNETS, sha256_file(half), "SD 2.0")
+    with pytest.raises(ModelError, match=r"fp16.safetensors: this is SD 2.0, not SD2.1-base"):
+        models.identify_unet(folder)
+    asked = serve(folder)
+
+    def info(_, hub_id, names):
+        assert hub_id == "owner/name"
+        found = [SimpleNamespace(path=name, lfs=SimpleNamespace(sha256=sha256_file(folder / name))) for name in names]
+        return [*found, SimpleNamespace(path="unet")]  # a folder has no hash
+
+    monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", info)
+    with pytest.raises(ModelError, match=r"owner/name/unet/.*fp16.safetensors: this is SD 2.0"):
+        models.init_sd21("owner/name", tmp_path / "out")
+    assert not asked
 
 
 def test_a_base_with_missing_or_pickled_parts_is_refused(small_sd, tmp_path, base):

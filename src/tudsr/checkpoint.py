@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,11 @@ except ImportError:  # of Windows
 FP16 = ".fp16.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _METADATA = "tudsr"
-_TEMPORARY = r"\.([0-9a-f]{8}-)?[0-9a-f]{32}"
-"""A stem of `atomic_path`: of the target's name where the file is locked, then unique."""
+_HELD = r"\.tudsr-[0-9a-f]{32}"
+"""A stem of `atomic_path` for a file that is locked for as long as its writer lives."""
+_TEMPORARY = rf"{_HELD}|\.[0-9a-f]{{32}}|\.tmp\w{{6}}"
+"""The same, one that is not locked, and safetensors' own."""
+_tidied: set[Path] = set()
 
 
 def check_folder(folder: Path) -> None:
@@ -39,20 +43,22 @@ def check_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with its suffix; on success it is renamed to `path`, else removed.
+def atomic_path(path: Path, *, replaced: bool = False) -> Iterator[Path]:
+    """Yield a temporary file beside `path` with its suffix; on success it is renamed to `path`, else removed.
 
-    So is, before, what killed processes left for the same `path`, where there are file locks to tell it by.
+    Once per process and folder, what killed processes left there is removed, where there are file locks to tell it by.
+
+    Args:
+        path: to write.
+        replaced: whether its writer puts another file in the temporary one's place, which no lock would hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the name itself: a long one must stay writable.
-    begin = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
-    for left in path.parent.glob(f"{begin}*"):
-        if re.fullmatch(_TEMPORARY, left.stem):
-            _remove_left(left)
-    with _held(path, begin) as temporary:
+    _tidy(path.parent)
+    with _free(path) if replaced else _held(path) as temporary:
+        mode = temporary.stat().st_mode
         try:
             yield temporary
+            temporary.chmod(stat.S_IMODE(mode))  # safetensors' own file is for nobody but its owner
             with temporary.open("rb+") as file:  # a rename that outlives a power cut must not outlive the contents
                 os.fsync(file.fileno())
             os.replace(temporary, path)  # noqa: PTH105 - replaces and, unlike Path.rename, says so on every platform
@@ -60,21 +66,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _held(path: Path, begin: str) -> Iterator[Path]:
-    """Yield a temporary path; one that begins so is of a file that is locked for as long as its writer lives.
+def _tidy(folder: Path) -> None:
+    """Remove temporary files whose writers are dead: once, since a folder may hold a million files.
 
     A file's age would not tell a dead writer from a stopped one, nor let a run that follows at once tidy up.
     """
-    name = f"{uuid.uuid4().hex}{path.suffix}"
-    if fcntl is not None:
-        temporary = path.with_name(f"{begin}{name}")
-        with temporary.open("xb") as file:
-            if _lock(file, temporary):
-                yield temporary
-                return
-        temporary.unlink(missing_ok=True)
-    yield path.with_name(f".{name}")
+    if folder not in _tidied:
+        _tidied.add(folder)
+        for path in folder.glob(".tudsr-*"):
+            if re.fullmatch(_HELD, path.stem):
+                _remove_left(path)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[Path]:
+    """Yield a new file, which is locked meanwhile where that can be done."""
+    # Not the target's name: a long one must stay writable.
+    temporary = path.with_name(f".tudsr-{uuid.uuid4().hex}{path.suffix}")
+    with temporary.open("xb") as file:
+        if fcntl is not None and _lock(file, temporary):
+            yield temporary
+            return
+    temporary.unlink(missing_ok=True)
+    with _free(path) as unlocked:
+        yield unlocked
+
+
+@contextlib.contextmanager
+def _free(path: Path) -> Iterator[Path]:
+    """Yield a new file that is not locked."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary.touch()
+    yield temporary
 
 
 def _lock(file: IO[bytes], path: Path) -> bool:
@@ -143,7 +166,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
 
     # One key only: safetensors writes several in random order, and equal files should have equal hashes.
     header = {_METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replaced=True) as temporary:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, header)
 
 

@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tudsr import lora
 from tudsr.backbones import Backbone
-from tudsr.checkpoint import load_tensors
+from tudsr.backbones.parts import part_class
 from tudsr.color import COLOR_FIXES, HALO_PX, strip_rows
 from tudsr.config import ModelConfig, WindowRange, read_object
 from tudsr.find import CONFIG_NAME, find_model
-from tudsr.folder import PROMPT_NAME, Model, part_class
+from tudsr.folder import Model, read_prompt
 from tudsr.planner import Pass, Plan
 from tudsr.stage import Stage
 from tudsr.windows import WindowGrid, plan_windows
@@ -89,8 +89,8 @@ def meta_model(name: str | Path, dtype: torch.dtype) -> Model:
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
     unet, vae = _part(folder / "unet", "UNet", dtype), _part(folder / "vae", "autoencoder", dtype)
-    prompt = folder / PROMPT_NAME
-    embeds = load_tensors(prompt)[0]["prompt_embeds"].to(META, dtype) if prompt.is_file() else None
+    embeds = read_prompt(folder, dtype)
+    embeds = None if embeds is None else embeds.to(META)
     backbone = Backbone(unet, vae, torch.empty(_TIMESTEPS, device=META), "epsilon", embeds)
     return Model(config, backbone.eval(), scheduler=None)
 

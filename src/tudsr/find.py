@@ -1,7 +1,10 @@
 """Find model folders by name, path or hub id, and check their files. No torch."""
 
+import contextlib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tudsr import checkpoint
 from tudsr.config import ModelConfig
@@ -26,10 +29,11 @@ def find_model(name: str | Path) -> Path:
     if path.exists():
         raise ModelError(f"{path}: not a TUDSR model, {CONFIG_NAME} is missing; `tudsr models init` makes one.")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        folder = fetch_hub(str(name), ("*.json", "*.safetensors", "*.txt"))
-        if (folder / CONFIG_NAME).is_file():
-            return folder
-        raise ModelError(f"{name}: this hub repository has no {CONFIG_NAME}; `tudsr models init` makes a TUDSR model.")
+        if not (fetch_hub(str(name), (CONFIG_NAME,)) / CONFIG_NAME).is_file():  # before gigabytes of another model
+            raise ModelError(
+                f"{name}: this hub repository has no {CONFIG_NAME}; `tudsr models init` makes a TUDSR model."
+            )
+        return fetch_hub(str(name), ("*.json", "*.safetensors", "*.txt"))
     known = ", ".join(EMBEDDED)
     raise ModelError(f"model {str(name)!r} is not there; accepted: {known}, a TUDSR folder, or a hub id (owner/name).")
 
@@ -41,14 +45,33 @@ def fetch_hub(hub_id: str, patterns: tuple[str, ...]) -> Path:
         ModelError: when the hub does not answer or does not have it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except _hub_errors() as error:
         raise ModelError(
             f"hub model {hub_id!r} could not be fetched ({type(error).__name__}); give a local folder instead."
         ) from error
+
+
+def hub_hashes(hub_id: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256, in hex, of those of a hub repository's large files that it has, without fetching them.
+
+    None where the hub does not answer: the files may be in the cache.
+    """
+    from huggingface_hub import HfApi
+
+    with contextlib.suppress(*_hub_errors()):
+        found: list[Any] = HfApi().get_paths_info(hub_id, list(names))  # files, and folders, which have no hash
+        return {file.path: file.lfs.sha256 for file in found if getattr(file, "lfs", None) is not None}
+    return {}
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises: OSError, what its HTTP library does when there is no answer, ValueError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, ValueError)
 
 
 def verify_model(name: str | Path) -> list[str]:

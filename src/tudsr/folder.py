@@ -12,20 +12,15 @@ from torch import nn
 
 from tudsr import checkpoint, lora
 from tudsr.backbones import Backbone
+from tudsr.backbones.parts import WEIGHTS_STEM, load_part, load_vae, save_part
 from tudsr.backbones.space_to_depth import SpaceToDepth
-from tudsr.checkpoint import find_weights, load_tensors, save_tensors, sha256_file, weights_variant, write_text
+from tudsr.checkpoint import find_weights, load_tensors, save_tensors, sha256_file, write_text
 from tudsr.config import ModelConfig
 from tudsr.errors import ModelError, cause
 from tudsr.find import CONFIG_NAME, UNET_FILE, find_model
 
 PROMPT_NAME = "prompt.safetensors"
 ADAPTERS = "adapters"
-WEIGHTS_STEM = "diffusion_pytorch_model"
-PARTS = {
-    "UNet": ("UNet2DConditionModel",),
-    "autoencoder": ("AutoencoderKL", "AutoencoderTiny", SpaceToDepth.__name__),
-}
-"""A part of a model → what it may be."""
 _CHECKED_BYTES = 64 * 2**20  # files up to here are hashed on every load; larger ones by `verify`
 
 
@@ -54,7 +49,8 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
     folder = find_model(name)
     config = ModelConfig.read(folder / CONFIG_NAME)
     _check_small_files(folder, config.sha256)
-    backbone, scheduler = load_backbone(folder, dtype, _prompt(folder, dtype))
+    backbone, scheduler = load_backbone(folder, dtype, read_prompt(folder, dtype))
+    _check_parts(folder, config, backbone)
     if device.type == "cpu":  # elsewhere nothing of a file is left once the weights are there
         for part in ("unet", "vae"):
             _unmap(getattr(backbone, part), folder / part)
@@ -64,9 +60,6 @@ def load_model(name: str | Path, device: torch.device, dtype: torch.dtype) -> Mo
             _check_base(adapter, lora.load(backbone.unet, stage, adapter, config.lora), config.sha256)
         else:
             lora.attach(backbone.unet, stage, config.lora)
-    if config.windows.stride_px % backbone.patch_px:
-        came = f"stride of its windows is {config.windows.stride_px} px"
-        raise ModelError(f"{folder}: the {came}; multiples of its autoencoder's {backbone.patch_px} px are accepted.")
     backbone.requires_grad_(False)
     backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # the stub lacks it
     return Model(config, backbone.eval(), scheduler, folder)
@@ -112,13 +105,18 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     """Load unet/, vae/ and scheduler/ of a diffusers folder.
 
     Raises:
-        ModelError: when a part is missing, pickled or unreadable, or a UNet with cross-attention has no prompt.
+        ModelError: when a part is missing, pickled or unreadable, or a UNet with cross-attention has no prompt or a
+            wrong one.
     """
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    unet = _load_part(UNet2DConditionModel, folder / "unet", dtype)
-    if prompt is None and any(getattr(module, "is_cross_attention", False) for module in unet.modules()):
-        raise ModelError(f"{folder}: its UNet has cross-attention, but {PROMPT_NAME} is not there.")
+    unet: Any = load_part(UNet2DConditionModel, folder / "unet", dtype)
+    if any(getattr(module, "is_cross_attention", False) for module in unet.modules()):
+        if prompt is None:
+            raise ModelError(f"{folder}: its UNet has cross-attention, but {PROMPT_NAME} is not there.")
+        came, width = prompt.shape[-1], unet.config.cross_attention_dim
+        if came != width:
+            raise ModelError(f"{folder}: its prompt is {came} wide; its UNet accepts {width}.")
     vae = load_vae(folder / "vae", dtype)
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
@@ -127,62 +125,32 @@ def load_backbone(folder: Path, dtype: torch.dtype, prompt: torch.Tensor | None)
     return Backbone(unet, vae, scheduler.alphas_cumprod, scheduler.config.prediction_type, prompt), scheduler
 
 
-def load_vae(folder: Path, dtype: torch.dtype) -> Any:
-    """Load an autoencoder of a known kind.
+def read_prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return the embedding of a model's prompt, (1, tokens, width), or None where it has none.
 
     Raises:
-        ModelError: when it is another kind, missing, pickled or unreadable.
+        ModelError: when its file is a pickle, damaged or of something else.
     """
-    return _load_part(part_class(folder, "autoencoder"), folder, dtype)
-
-
-def part_class(folder: Path, part: str) -> Any:
-    """Return the class of the network in a folder, without its weights.
-
-    Args:
-        folder: has a config.json.
-        part: a key of PARTS.
-
-    Raises:
-        ModelError: for one of an unknown kind.
-    """
-    import diffusers
-
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: config.json with a _class_name is expected ({error}).") from error
-    if name not in PARTS[part]:
-        raise ModelError(f"{folder}: {part} {name!r} is unknown; accepted: {', '.join(PARTS[part])}.")
-    return SpaceToDepth if name == SpaceToDepth.__name__ else getattr(diffusers, name)
-
-
-def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    if kind is SpaceToDepth:
-        return SpaceToDepth.from_config(SpaceToDepth.load_config(folder))
-    if not find_weights(folder):
-        pickles = checkpoint.pickles(folder)
-        came = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no weights"
-        raise ModelError(f"{folder}: {came}; safetensors files are expected.")
-    try:
-        net, info = kind.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            variant=weights_variant(folder),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: {kind.__name__} cannot be loaded ({cause(error)}).") from error
-    if info["missing_keys"]:  # diffusers itself only warns
-        raise ModelError(f"{folder}: the weights of {min(info['missing_keys'])!r} and maybe others are missing.")
-    return net
-
-
-def _prompt(folder: Path, dtype: torch.dtype) -> torch.Tensor | None:
     path = folder / PROMPT_NAME
-    return load_tensors(path)[0]["prompt_embeds"].to(dtype, copy=True) if _is_there(path, path.stem) else None
+    if not _is_there(path, path.stem):
+        return None
+    tensors, _ = load_tensors(path)
+    if "prompt_embeds" not in tensors:
+        raise ModelError(f"{path}: holds {', '.join(tensors) or 'nothing'}; prompt_embeds is expected.")
+    return tensors["prompt_embeds"].to(dtype, copy=True)
+
+
+def _check_parts(folder: Path, config: ModelConfig, net: Backbone) -> None:
+    """Refuse parts that do not fit together, before the first picture does in torch's words."""
+    unet, steps, patch, latent = net.unet.config, len(net.alphas_cumprod), net.patch_px, net.latent_channels
+    stride, t1, t2 = config.windows.stride_px, config.t1, config.t2
+    for fits, sentence in (
+        (stride % patch == 0, f"the stride of its windows is {stride} px; multiples of its autoencoder's {patch} px"),
+        ({unet.in_channels, unet.out_channels} == {latent}, f"its UNet has {unet.in_channels} channels; {latent}"),
+        (max(t1, t2) < steps, f"its timesteps are {t1} and {t2}; those of its scheduler, 0 to {steps - 1},"),
+    ):
+        if not fits:
+            raise ModelError(f"{folder}: {sentence} are accepted.")
 
 
 def _is_there(path: Path, stem: str) -> bool:
@@ -227,12 +195,7 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[s
     folder.mkdir(parents=True, exist_ok=True)
     net = model.backbone
     save_unet(folder / "unet", net.unet, dtype)
-    if isinstance(net.vae, SpaceToDepth):
-        (folder / "vae").mkdir(exist_ok=True)
-        net.vae.save_config(folder / "vae")
-    else:
-        net.vae.save_pretrained(folder / "vae", safe_serialization=True)
-        _forget_origin(folder / "vae")
+    save_part(folder / "vae", net.vae, {} if isinstance(net.vae, SpaceToDepth) else net.vae.state_dict())
     model.scheduler.save_pretrained(folder / "scheduler")
     if net.prompt_embeds is not None:
         save_tensors(folder / PROMPT_NAME, {"prompt_embeds": net.prompt_embeds})
@@ -242,24 +205,14 @@ def save_model(folder: Path, model: Model, dtype: torch.dtype, record: Mapping[s
     return finish_folder(folder, model, record)
 
 
-def _forget_origin(part: Path) -> None:
-    """Take out of a part's settings where it was loaded from, on the machine of whoever made it."""
-    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)
-    write_text(part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
 def save_unet(folder: Path, unet: Any, dtype: torch.dtype) -> None:
     """Write a UNet as diffusers does, without the adapters that peft injected into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unet.save_config(folder)
-    _forget_origin(folder)
     plain = {
         key.replace(".base_layer.", "."): value.to(dtype)
         for key, value in unet.state_dict().items()
         if ".lora_A." not in key and ".lora_B." not in key
     }
-    save_tensors(folder / f"{WEIGHTS_STEM}.safetensors", plain, None)
+    save_part(folder, unet, plain)
 
 
 def save_adapter(folder: Path, model: Model, stage: str, dtype: torch.dtype) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tudsr.checkpoint import load_tensors, save_tensors
 from tudsr.config import LoraSpec
-from tudsr.errors import ModelError
+from tudsr.errors import ModelError, cause
 
 STAGES = ("stage_1", "stage_2")
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -35,13 +35,19 @@ def attach(unet: nn.Module, name: str, spec: LoraSpec) -> None:
         unet: the backbone's network, changed in place.
         name: the adapter's name, one of STAGES.
         spec: rank, alpha, target module names.
+
+    Raises:
+        ModelError: when no layer has such a name, or peft knows no adapter for one that has.
     """
     with flags_kept(unet), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are the point
         config = LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, init_lora_weights="gaussian", target_modules=list(spec.targets)
         )
-        inject_adapter_in_model(config, unet, adapter_name=name)
+        try:
+            inject_adapter_in_model(config, unet, adapter_name=name)
+        except ValueError as error:
+            raise ModelError(f"LoRA targets {', '.join(spec.targets)}: they do not fit ({cause(error)}).") from error
     for parameter in parameters(unet, name):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(False)

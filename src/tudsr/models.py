@@ -6,11 +6,12 @@ import torch
 
 from tudsr import lora
 from tudsr.backbones import Backbone, blueprint, sd21
+from tudsr.backbones.parts import load_vae
 from tudsr.checkpoint import FP16, find_weights, sha256_file, weights_variant
 from tudsr.config import ModelConfig
 from tudsr.errors import InputError, ModelError, cause
-from tudsr.find import UNET_FILE, fetch_hub
-from tudsr.folder import Model, load_backbone, load_vae, save_model
+from tudsr.find import UNET_FILE, fetch_hub, hub_hashes
+from tudsr.folder import Model, load_backbone, save_model
 
 _WEIGHTS = (UNET_FILE, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 _VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -107,16 +108,27 @@ def _latent_shape(backbone: Backbone) -> tuple[int, ...]:
 
 def _fetch_base(hub_id: str) -> Path:
     """Fetch the files that are needed and no others; the fp16 variant of weights that the hub has in no other form."""
+    for name, digest in hub_hashes(hub_id, (UNET_FILE, _fp16(UNET_FILE))).items():
+        _refuse(f"{hub_id}/{name}", digest)
     folder = fetch_hub(hub_id, _HUB_FILES)
-    lacking = [name.removesuffix(".safetensors") + FP16 for name in _WEIGHTS if not (folder / name).is_file()]
+    lacking = [_fp16(name) for name in _WEIGHTS if not (folder / name).is_file()]
     return fetch_hub(hub_id, tuple(lacking)) if lacking else folder
+
+
+def _fp16(name: str) -> str:
+    return name.removesuffix(".safetensors") + FP16
+
+
+def _refuse(name: str, digest: str) -> None:
+    if digest in sd21.REFUSED_UNETS:
+        raise ModelError(f"{name}: this is {sd21.REFUSED_UNETS[digest]}, not SD2.1-base, whatever the name says.")
 
 
 def identify_unet(folder: Path) -> str:
     """Say what a base's UNet is by its SHA-256: known-good, or unknown (fp16, a fine-tune).
 
     Raises:
-        ModelError: when the file is missing, or is one that is known not to be SD2.1-base.
+        ModelError: when the file is missing, or it or its fp16 variant is one that is known not to be SD2.1-base.
     """
     file = folder / UNET_FILE
     if not file.is_file() and weights_variant(file.parent):
@@ -125,10 +137,9 @@ def identify_unet(folder: Path) -> str:
         others = sorted(path.name for path in (folder / "unet").glob("*")) if (folder / "unet").is_dir() else []
         raise ModelError(f"{file}: missing; a diffusers folder with safetensors is expected (unet/ holds: {others}).")
     digest = sha256_file(file)
-    if digest in sd21.REFUSED_UNETS:
-        raise ModelError(
-            f"{file}: this is {sd21.REFUSED_UNETS[digest]}, not SD2.1-base, whatever the folder's name says."
-        )
+    _refuse(str(file), digest)
+    if digest not in sd21.KNOWN_UNETS and (beside := folder / _fp16(UNET_FILE)).is_file():
+        _refuse(str(beside), sha256_file(beside))  # the float32 file of SD2.0 is not known, its partner is
     if digest in sd21.KNOWN_UNETS:
         return f"The UNet is known-good: {sd21.KNOWN_UNETS[digest]}."
     return f"Warning: the UNet's SHA-256 {digest[:12]}… is not known: fp16, a fine-tune, or another model."

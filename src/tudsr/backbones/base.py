@@ -58,6 +58,12 @@ class Backbone(nn.Module):
         return int(config["patch_px"] if "patch_px" in config else 2 ** (len(config["block_out_channels"]) - 1))
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the autoencoder's latent."""
+        config = self.vae.config
+        return 3 * config["patch_px"] ** 2 if "patch_px" in config else int(config["latent_channels"])
+
+    @property
     def _first(self) -> Tensor:
         """The base's first weight: diffusers' own properties look through all modules for theirs, at every question."""
         weight: Tensor = next(self.unet.parameters())
