@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from tudsr import files, spooled
 from tudsr.canvas import MemoryStore
@@ -505,6 +506,48 @@ def test_work_on_another_disk_than_the_output_is_copied_there(model, tmp_path, o
     upscale_file(model, tmp_path / "in.png", tmp_path / "b.png", Request(scale=2), work=tmp_path / "place/w")
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "b.png", "in.png", "place"]
+
+
+def with_orientation(path, where, orientation=6):
+    """Write noise of 45x61 px that says how it lies, in a place that few look at."""
+    exif, colours = Image.Exif(), Image.fromarray(noise(45, 61, 3))
+    exif[274], exif[271] = orientation, "a camera"
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    words = PngImagePlugin.PngInfo()
+    if where == "profile":  # ImageMagick's
+        data = exif.tobytes()
+        words.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    if where == "xmp":
+        words.add_itxt("XML:com.adobe.xmp", xmp)
+    colours.save(path, **{"pnginfo": words} if path.suffix == ".png" else {"xmp": xmp.encode()})
+    if where == "behind":
+        chunk, whole = b"eXIf" + exif.tobytes()[6:], path.read_bytes()
+        crc = zlib.crc32(chunk).to_bytes(4, "big")
+        path.write_bytes(whole[:-12] + (len(chunk) - 4).to_bytes(4, "big") + chunk + crc + whole[-12:])
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize(("name", "where"), [
+    ("in.png", "profile"), ("in.png", "xmp"), ("in.png", "behind"), ("in.jpg", "xmp"),
+])  # fmt: skip
+def test_wherever_a_picture_says_how_it_lies_disk_and_memory_agree(tmp_path, name, where, orientation):
+    with_orientation(tmp_path / name, where, orientation)
+    header, upright = read_header(tmp_path / name), decode_file(tmp_path / name)
+    assert header.streams
+    assert header.shape == upright.values.shape == ((61, 45, 3) if orientation >= 5 else (45, 61, 3))
+    assert header.exif == upright.exif
+    assert (header.exif is None) == (where == "xmp")
+    found = spool_input(tmp_path / name, header, tmp_path / "raw")
+    spooled_values = np.fromfile(tmp_path / "raw", np.uint8).reshape(found.shape)
+    np.testing.assert_array_equal(spooled_values, upright.values)
+
+
+@pytest.mark.parametrize("cut", [40, 1])
+def test_a_png_that_ends_early_has_a_header_all_the_same(tmp_path, cut):
+    with_orientation(tmp_path / "in.png", "behind")
+    whole = (tmp_path / "in.png").read_bytes()
+    (tmp_path / "in.png").write_bytes(whole[: -12 - cut])
+    assert sorted(read_header(tmp_path / "in.png").shape) == [3, 45, 61]
 
 
 def test_a_fourth_band_without_a_name_is_decoded_in_memory_and_counted(tmp_path):

@@ -4,7 +4,10 @@ Pillow decodes 16-bit colour to 8 bits, without a word. The bytes are all there,
 its own byte order gives the high bytes and once with the opposite order the low ones, whatever the compression.
 """
 
+import contextlib
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 from tudsr.errors import InputError
 from tudsr.image_raster import DECODE_ERRORS, Raster, check_size, decoding
 
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_WORDS, _MOST_WORDS = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt"), 2**26
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
@@ -167,6 +172,26 @@ def frame_notes(image: Image.Image) -> list[str]:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return [f"It holds {getattr(image, 'n_frames', 2)} frames or pages; only one, the first of a file, is used."]
     return []
+
+
+def said_around_pixels(path: Path, image: Image.Image) -> Image.Image:
+    """Return an image with what a PNG that was opened says of itself; Pillow would decode it to look behind the pixels.
+
+    EXIF may stand there, and orientation in XMP or in the text that ImageMagick writes for EXIF.
+    """
+    with path.open("rb") as file:
+        kept = [file.read(len(_PNG_BEGIN))]
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind in _PNG_WORDS and size <= _MOST_WORDS:
+                kept += head, file.read(size + 4)
+            else:
+                file.seek(size + 4, os.SEEK_CUR)
+    said = Image.new("L", (1, 1))
+    said.info = image.info
+    with contextlib.suppress(*DECODE_ERRORS), Image.open(io.BytesIO(b"".join((*kept, _PNG_END)))) as words:
+        said.info = words.info
+    return said
 
 
 def split_exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tudsr.checkpoint import atomic_path
 from tudsr.errors import InputError
-from tudsr.image_decode import READABLE, decode_file, frame_notes, split_exif
+from tudsr.image_decode import READABLE, decode_file, frame_notes, said_around_pixels, split_exif
 from tudsr.image_encode import QUALITY, file_format, fit_exif, jpeg_metadata, on_white, write_png
 from tudsr.image_raster import check_size, decoding
 from tudsr.image_raw import RawFile
@@ -78,20 +78,20 @@ def read_header(path: Path) -> Header:
         try:
             with Image.open(path, formats=READABLE) as image:
                 check_size(image.width, image.height, path.stat().st_size)
-                return _header(image)
+                return _header(image, said_around_pixels(path, image) if image.format == "PNG" else image)
         except UnidentifiedImageError:
             if path.suffix.lower() not in (".tif", ".tiff"):
                 raise
         return _tifffile_header(path)
 
 
-def _header(image: Image.Image) -> Header:
+def _header(image: Image.Image, said: Image.Image) -> Header:
+    """Return what an image says that was opened, and `said`, which has its EXIF."""
     notes, layout = frame_notes(image), str(getattr(image, "tile", ""))  # before anything that may decode
     grey_alpha = "LA;16B" in layout
     tags: Any = getattr(image, "tag_v2", {})
     wide = ";16" in layout or image.mode.startswith("I") or 16 in tags.get(258, ())
-    # Pillow decodes a whole PNG to look for EXIF behind the pixels.
-    orientation, exif = split_exif(image, notes) if image.format != "PNG" or "exif" in image.info else (1, None)
+    orientation, exif = split_exif(said, notes)
     turned = orientation >= 5 and image.format != "TIFF"  # of a TIFF, Pillow gives the sides as they are seen
     known = image.mode in _MODES and "transparency" not in image.info and tags.get(284, 1) == 1 and not notes
     known = known and tags.get(277, _MODES[image.mode]) == _MODES[image.mode]  # a band that nobody names is not shown
@@ -175,7 +175,11 @@ def _streamed(path: Path, header: Header, raw: Path) -> bool:
     try:
         # Turned rows are not read from top to bottom: libvips then decodes to a file of its own first.
         access = "sequential" if header.orientation == 1 else "random"
-        image = vips.Image.new_from_file(str(path), access=access, fail_on="truncated").autorot()
+        image = vips.Image.new_from_file(str(path), access=access, fail_on="truncated")
+        if header.orientation != 1:  # which libvips does not find everywhere
+            image = image.copy()
+            image.set_type(vips.GValue.gint_type, "orientation", header.orientation)
+            image = image.autorot()
         bits = {"uchar": 8, "ushort": 16}.get(image.format)
         if (image.height, image.width, image.bands, bits) != (*header.shape, header.bits):
             return False
