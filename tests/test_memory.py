@@ -246,6 +246,29 @@ def test_a_containers_limit_is_known_and_cached_files_count_as_free(tmp_path, mo
     assert machine._container_bytes() == free
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/slice/job/step", "", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "9:cpu,memory:/slice/job/step\n0::/other",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_the_least_of_all_groups_that_a_process_lies_in_counts(own, folder, names, tmp_path, monkeypatch):
+    """A cluster's job has its limit above the step's own group and below the machine's."""
+    (tmp_path / "own").write_text(own + "\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
+    for group, limit in ((".", "9000"), ("slice/job", "4000"), ("slice/job/step", "7000")):
+        (tmp_path / folder / group).mkdir(parents=True, exist_ok=True)
+        for name, text in zip((*names[:2], "memory.stat"), (limit, "1500", f"{names[2]} 300"), strict=True):
+            (tmp_path / folder / group / name).write_text(text + "\n")
+    assert machine._container_bytes() == 4000 - 1500 + 300
+
+
 def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():
     own = WindowRange(min_px=64, max_px=1024, stride_px=16, overlap_px=32)
     tried, said = [], []
@@ -256,7 +279,10 @@ def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():
             raise (MemoryError() if len(tried) % 2 else RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         return "done"
 
-    assert until_it_fits(run, Request(scale=2, batch=4), own, said.append) == "done"
+    def lessened(request):
+        return request.lessened(own, request.most_px or own.max_px, on_gpu=False)
+
+    assert until_it_fits(run, Request(scale=2, batch=4), lessened, said.append) == "done"
     assert tried == [(4, None), (2, None), (1, None), (1, 512), (1, 256)]
     assert len(said) == 1
 
@@ -266,15 +292,23 @@ def test_when_memory_runs_out_less_is_done_at_once_and_that_is_said_once():
 
     tried.clear()
     with pytest.raises(torch.OutOfMemoryError):
-        until_it_fits(never, Request(scale=2), own, said.append)
+        until_it_fits(never, Request(scale=2), lessened, said.append)
     assert tried == [None, 512, 256, 128, 64]
     tried.clear()
     own = WindowRange(min_px=512, max_px=640, stride_px=16, overlap_px=64)  # half is too small: the smallest then
     with pytest.raises(torch.OutOfMemoryError):
-        until_it_fits(never, Request(scale=2), own, said.append)
+        until_it_fits(never, Request(scale=2), lessened, said.append)
     assert tried == [None, 512]
     with pytest.raises(RuntimeError, match="shapes"):
-        until_it_fits(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), Request(scale=2), own, said.append)
+        until_it_fits(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), Request(scale=2), lessened, said.append)
+
+
+def test_pictures_leave_the_gpu_before_windows_shrink_from_those_in_use():
+    own = WindowRange(min_px=64, max_px=1024, stride_px=16, overlap_px=32)
+    host = Request(scale=2, batch=1).lessened(own, 256, on_gpu=True)
+    assert (host.on_host, host.most_px) == (True, None)
+    assert host.lessened(own, 256, on_gpu=True).most_px == 128
+    assert host.lessened(own, 64, on_gpu=True) is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The pipeline: exact sizes, every kind of picture, windows, colour fixes, and what it leaves behind."""
 
+import contextlib
 import threading
 from dataclasses import replace
 
@@ -200,8 +201,6 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
         ({"overlap_px": 40}, "overlap_px is 40; 0 to 32, .* accepted, or more with a tile_px of at least 80"),
         ({"tile_px": 0}, "tile_px"),
         ({"t1": 1000}, "t1"),
-        ({"stage": 1, "t2": 9}, "t2 is 9, but there is no pass of stage 2: M is 2 and N 1"),
-        ({"stage": 2, "t1": 9}, "t1 is 9, but there is no pass of stage 1"),
         ({"batch": 0}, "batch"),
         ({"stage": 3}, "stage"),
         ({"m": float("nan")}, "m:"),
@@ -209,6 +208,18 @@ def test_the_colour_fix_takes_the_stages_own_upsampled_input_after_blending(tuds
 )
 def test_options_that_cannot_be_used_are_config_errors(tudsr, wishes, words):
     with pytest.raises(ConfigError, match=words):
+        tudsr.upscale(noise(4, 4), 2, **wishes)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"stage": 1, "t2": 9}, "t2 is 9, but there is no pass of stage 2: M is 2 and N 1"),
+        ({"stage": 2, "t1": 9}, "t1 is 9, but there is no pass of stage 1"),
+    ],
+)
+def test_a_timestep_of_a_stage_without_a_pass_is_refused(tudsr, wishes, words):
+    with pytest.raises(InputError, match=words):
         tudsr.upscale(noise(4, 4), 2, **wishes)
 
 
@@ -279,8 +290,9 @@ def test_the_models_own_ranges_bound_the_plan(tudsr, monkeypatch):
     assert [step.ratio for step in tudsr.plan(8, 8, Request(scale=8)).passes] == [2, 4]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, "network", "colours"])
 def test_adapters_flags_and_mode_are_put_back(tudsr, monkeypatch, fails):
+    """At once, though the traceback of an error holds the rows that were being made."""
     net = tudsr.model.backbone
     layers = list(lora.layers(net.unet, "stage_1").values())
     for i, p in enumerate(net.parameters()):
@@ -288,11 +300,11 @@ def test_adapters_flags_and_mode_are_put_back(tudsr, monkeypatch, fails):
     active = [list(layer.active_adapters) for layer in layers]
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     net.train()
-    if fails:
+    if fails == "network":
         monkeypatch.setattr(net, "decode", lambda z: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            tudsr.upscale(noise(4, 4), 4)
-    else:
+    if fails == "colours":
+        monkeypatch.setitem(COLOR_FIXES, "wavelet", replace(COLOR_FIXES["wavelet"], rows=_taken_then_fails))
+    with contextlib.nullcontext() if fails is None else pytest.raises(MemoryError) as kept:
         tudsr.upscale(noise(4, 4), 4)
     assert net.training
     assert [p.requires_grad for p in net.parameters()] == [i % 2 == 0 for i in range(len(list(net.parameters())))]
@@ -300,6 +312,14 @@ def test_adapters_flags_and_mode_are_put_back(tudsr, monkeypatch, fails):
     assert all("forward" not in vars(layer) for layer in layers)
     assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
     net.requires_grad_(False).eval()
+    assert kept is None or kept.value.__traceback__ is not None
+
+
+def test_windows_in_use_are_what_is_lessened(tudsr):
+    """Those of a small picture are smaller than the model's largest: to halve that would change nothing."""
+    assert tudsr.lessened((4, 4), Request(scale=4, batch=2)).batch == 1
+    assert tudsr.lessened((4, 4), Request(scale=4, batch=1)) is None
+    assert tudsr.lessened((99, 99), Request(scale=4, batch=1)).most_px == 32
 
 
 def test_an_error_that_somebody_still_looks_at_spoils_no_later_picture(tudsr, monkeypatch):

@@ -77,7 +77,8 @@ def upscale_file(
             plan = model.plan(before.height, before.width, request)
             return Enlarged(plan=plan, in_size=(before.width, before.height), before=before, after=after)
 
-        return until_it_fits(run, fit.applied(job.wish) if fit else job.wish, model.config.windows, job.tell)
+        lessened = partial(model.lessened, (job.header.height, job.header.width))
+        return until_it_fits(run, fit.applied(job.wish) if fit else job.wish, lessened, job.tell)
 
 
 class _FileJob:
@@ -86,7 +87,13 @@ class _FileJob:
     def __init__(self, model: TUDSR, source: Path, target: Path, folder: Path, wish: Request, say: Say) -> None:
         self._model, self._source, self._target, self._say = model, source, target, say
         self.folder, self.wish, self.header = folder, wish, read_header(source)
-        self.plan = model.plan(self.header.height, self.header.width, wish)
+        try:
+            self.plan = model.plan(self.header.height, self.header.width, wish)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        if self.plan.stretched(self.header.height, self.header.width):
+            down, across = self.plan.height / self.header.height, self.plan.width / self.header.width
+            self.tell(f"it is stretched, by {across:.4g} in width and {down:.4g} in height, to the size asked for.")
 
     def tell(self, line: str) -> None:
         """Say something about this picture."""

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
-_CGROUP_FILES = (
-    ("", "memory.max", "memory.current", "inactive_file"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUP_FILES = (  # folder, controller, files, and what is cached in memory.stat
+    ("", "", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 _sharing: "tuple[int, Callable[[], list[psutil.Process]]] | None" = None
 _LEFT_FREE = 0.85  # of what is free: other programs take some while this one works
@@ -165,12 +166,28 @@ def _private_bytes(process: "psutil.Process") -> int:
 
 
 def _container_bytes() -> float:
-    """Return what a container leaves free, by cgroup version 2 or 1; infinite without a limit."""
-    for folder, most, now, cached in _CGROUP_FILES:
-        try:
-            limit, used = (int((_CGROUP / folder / name).read_text(encoding="ascii")) for name in (most, now))
-            stat = dict(line.split() for line in (_CGROUP / folder / "memory.stat").read_text("ascii").splitlines())
-        except (OSError, ValueError):  # not there, or «max»
-            continue
-        return max(0, limit - used + int(stat.get(cached, 0)))  # files' pages are given up for a program's
-    return math.inf
+    """Return what the groups that this process is in leave free, by cgroup version 2 or 1; infinite without a limit.
+
+    Those of a container, a cluster's job or a service: its own and all that it lies in.
+    """
+    free = [math.inf]
+    for mount, controller, most, now, cached in _CGROUP_FILES:
+        own = PurePosixPath(_cgroup_of(controller).lstrip("/"))
+        for group in (own, *own.parents):
+            folder = _CGROUP / mount / group
+            with contextlib.suppress(OSError, ValueError):  # not there, or «max»
+                limit, used = (int((folder / name).read_text(encoding="ascii")) for name in (most, now))
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+                spare = int(stat.get(cached, 0))  # pages of files, which are given up for those of a program
+                free.append(max(0, limit - used + spare))
+    return min(free)
+
+
+def _cgroup_of(controller: str) -> str:
+    """Return the group that this process is in by a controller of version 1, or by none: by version 2."""
+    with contextlib.suppress(OSError):
+        for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                return path
+    return "/"

@@ -27,7 +27,7 @@ from tudsr.planner import Pass, Plan
 from tudsr.request import Request, parse_memory, until_it_fits
 from tudsr.resize import Region, part_of, rows_of, upsample, upsampled
 from tudsr.spread import Spread
-from tudsr.stage import Stage, inference
+from tudsr.stage import Stage, Turn, inference
 from tudsr.tiling import Fn, Progress, share_of_progress, tiled_rows
 from tudsr.whole import latent_grid, restored
 from tudsr.windows import WindowGrid, plan_windows
@@ -49,7 +49,7 @@ class TUDSR:
     """
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
-        self.model, self.spread, self._graphs, self._active = model, spread, Graphs(), contextlib.ExitStack()
+        self.model, self.spread, self._graphs, self.turn = model, spread, Graphs(), Turn()
         self.lock = threading.RLock()  # a pass changes the one backbone, and memory is counted by process
 
     @classmethod
@@ -118,16 +118,13 @@ class TUDSR:
                     warnings.warn(found.shrunk, stacklevel=2)
                 request = found.applied(request)
             enlarge = partial(self.upscale_picture, picture, progress=progress, to_cpu=False)
-            return picture_like(until_it_fits(enlarge, request, self.config.windows, warnings.warn), image)
+            return picture_like(until_it_fits(enlarge, request, partial(self.lessened, size), warnings.warn), image)
 
     def upscale_picture(
         self, picture: Picture, request: Request, progress: Progress | None = None, *, to_cpu: bool = True
     ) -> Picture:
-        """Enlarge one `image.Picture`; alpha is enlarged by bicubic interpolation.
-
-        The pixels come to the CPU, or stay where they were made, which may be a GPU.
-        """
-        with self.lock, self._graphs.until_an_error():
+        """Enlarge one `image.Picture`, alpha by bicubic interpolation; without `to_cpu` pixels may stay on a GPU."""
+        with self.lock, self._graphs.until_an_error(), self.turn:
             # With a GPU the pictures lie there too: the host would take longer over resampling and colours than it.
             where = self.model.backbone.device if self._on_own_gpu and not request.on_host else torch.device("cpu")
             request, store, size = self.settled(request), MemoryStore(where), (picture.height, picture.width)
@@ -137,6 +134,12 @@ class TUDSR:
             pixels = pixels.cpu() if to_cpu else pixels
         alpha = None if picture.alpha is None else upsample(picture.alpha, plan.height, plan.width).clamp_(0, 1)
         return replace(picture, pixels=pixels, alpha=alpha)
+
+    def lessened(self, size: tuple[int, int], request: Request) -> Request | None:
+        """Return a request that takes less memory at once for a picture of that height and width, or None."""
+        grids = [self.grid(step, request) for step in self.plan(*size, request).passes]
+        largest = max(max(grid.window_h, grid.window_w) for grid in grids)
+        return request.lessened(self.config.windows, largest, on_gpu=self._on_own_gpu)
 
     def settled(self, request: Request) -> Request:
         """Return a request that says how many windows run together, or raise ConfigError for CUDA graphs elsewhere."""
@@ -150,9 +153,8 @@ class TUDSR:
     def plan(self, height: int, width: int, request: Request) -> Plan:
         """Return the passes for a picture of that size."""
         plan = request.passes(height, width, self.config)
-        if request.vae == "whole":
-            for step in plan.passes:
-                self.grid(step, request)  # refuses what it cannot do before any work
+        for step in plan.passes if request.vae == "whole" else ():
+            self.grid(step, request)  # refuses what it cannot do before any work
         return plan
 
     def run_passes(
@@ -202,9 +204,7 @@ class TUDSR:
             return map(restore, windows) if self.spread is None else self.spread.run(step.stage, request, windows)
 
         def blended(start: int) -> Iterator[Tensor]:
-            self._active.close()  # of rows that nobody asked for to the end: an error's traceback may still hold them
-            with contextlib.ExitStack() as self._active:
-                restore = self._active.enter_context(self._inference(stage, request))
+            with self.turn.taken(self._inference(stage, request)) as restore:
                 if request.vae == "whole":
                     yield restored(stage, lq_up(0, height, 0, width), grid, batch, progress)[..., start:, :]
                     return

@@ -52,6 +52,13 @@ class Plan:
         """Columns of the output."""
         return self.passes[-1].width
 
+    def stretched(self, height: int, width: int) -> bool:
+        """Whether a picture of that size gets other proportions: a side that no rounding of one ratio makes."""
+        return all(
+            abs(self.height - height * ratio) > 1 or abs(self.width - width * ratio) > 1
+            for ratio in (self.height / height, self.width / width)
+        )
+
 
 def plan_passes(
     height: int,

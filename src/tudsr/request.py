@@ -69,8 +69,8 @@ class Request(Settings):
         """Return the passes for a picture of that size, within a model's ratios.
 
         Raises:
-            ConfigError: for a timestep of a stage without a pass.
-            InputError: where `plan_passes` does.
+            InputError: where `plan_passes` does, and for a timestep of a stage without a pass: with a target size that
+                depends on the picture.
         """
         plan = plan_passes(
             height, width, scale=self.scale, size=self.size, m=self.m, n=self.n, stage=self.stage,
@@ -79,7 +79,7 @@ class Request(Settings):
         stages = {step.stage for step in plan.passes}
         for stage, t in ((1, self.t1), (2, self.t2)):
             if t is not None and stage not in stages:
-                raise ConfigError(
+                raise InputError(
                     f"t{stage} is {t}, but there is no pass of stage {stage}: M is {plan.m:g} and N {plan.n:g}; leave "
                     f"t{stage} out, or give other ratios."
                 )
@@ -96,16 +96,22 @@ class Request(Settings):
             return found
         return found.model_copy(update={"max_px": max(found.min_px, min(found.max_px, self.most_px))})
 
-    def halved(self, own: WindowRange) -> Self | None:
-        """Return a request that does half as much at once: fewer windows together, then smaller ones; None at the end.
+    def lessened(self, own: WindowRange, side_px: int, *, on_gpu: bool) -> Self | None:
+        """Return a request that takes less at once; None at the end.
+
+        First fewer windows run together, then pictures leave the GPU; the result may only change with smaller windows.
 
         Args:
             own: the model's windows.
+            side_px: the largest side of a window that is in use.
+            on_gpu: whether the pictures lie on a GPU.
         """
         if self.batch and self.batch > 1:
             return self.model_copy(update={"batch": self.batch // 2})
+        if on_gpu and not self.on_host:
+            return self.model_copy(update={"on_host": True})
         windows = self.windows(own)
-        most_px = half_side(windows.max_px, windows)
+        most_px = half_side(min(side_px, windows.max_px), windows)
         return None if most_px is None else self.model_copy(update={"most_px": most_px})
 
     @property
@@ -166,32 +172,35 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
-def until_it_fits(run: Callable[[Request], T], request: Request, own: WindowRange, say: Callable[[str], None]) -> T:
-    """Run, and where memory runs out all the same (another program took it), run again with half as much at once.
-
-    First fewer windows run together, then windows are smaller, down to the model's smallest.
+def until_it_fits(
+    run: Callable[[Request], T],
+    request: Request,
+    lessened: Callable[[Request], Request | None],
+    say: Callable[[str], None],
+) -> T:
+    """Run, and where memory runs out all the same (another program took it), run again with less at once.
 
     Args:
         run: does what a request asks.
         request: the request to begin with.
-        own: the model's windows.
+        lessened: returns one that takes less, or None where there is none.
         say: told once that less is done at once.
 
     Returns:
         What `run` returned.
 
     Raises:
-        MemoryError: or what else `run` raises, when there is nothing left to halve.
+        MemoryError: or what else `run` raises, when there is nothing left to lessen.
     """
     said = False
     while True:
         try:
             return run(request)
         except (MemoryError, RuntimeError) as error:
-            half = request.halved(own) if is_out_of_memory(error) else None
-            if half is None:
+            less = lessened(request) if is_out_of_memory(error) else None
+            if less is None:
                 raise
-        request = half  # out of the handler: the error's traceback holds what took the memory
+        request = less  # out of the handler: the error's traceback holds what took the memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not said:

@@ -37,6 +37,7 @@ Say = Callable[[str], None]
 Deliver = Callable[[Path], object]
 
 WORK_SUFFIX = ".tudsr-work"
+DELIVERED = "delivered"
 _MB = 1e6
 _commit = functools.cache(commit)  # of the code that runs: its checkout may move on under a run of many pictures
 
@@ -148,10 +149,12 @@ class Spooled:
         source = source if alpha is None else covered(source, alpha, size)
         rows = self._model.run_passes(source, size, plan, self._request, store, progress)
         out = RawFile(self._folder / "output.raw", made.shape, made.dtype)
-        store.write("output", out, numbers(store, out, values, rows))
+        with self._model.turn:
+            store.write("output", out, numbers(store, out, values, rows))
         encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
         lost = encode_spooled(encoded, out, made)
         self._deliver(encoded)
+        (self._folder / DELIVERED).touch()
         discard(self._folder)
         for note in (*header.notes, *lost, *lost_bits(header.bits, fmt)):
             say(f"{self._source}: {note}")
@@ -208,16 +211,18 @@ def begun(folder: Path) -> bool:
 def sweep(target: Path, folder: Path | None = None) -> None:
     """Remove what is left of the work on a picture that is finished, unless a run is at it.
 
-    The picture is then younger than the work's journal; one that is about to be replaced is not.
+    The picture is then younger than the work's journal, or the work says that it was delivered, to a URL; one that is
+    about to be replaced is not.
 
     Args:
-        target: the finished picture.
+        target: the finished picture; of a URL that is no file, only what the work says counts.
         folder: of the work; None: beside the picture.
     """
     folder = folder or work_folder(target)
     if folder.is_dir():
         with contextlib.suppress(InputError, OSError), alone(folder.with_suffix(".lock"), target):
-            if read_journal(folder) is None or _changed(target) > _changed(folder / JOURNAL_NAME):
+            over = read_journal(folder) is None or (folder / DELIVERED).exists()
+            if over or _changed(target) > _changed(folder / JOURNAL_NAME):
                 discard(folder)
 
 

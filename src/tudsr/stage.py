@@ -119,3 +119,26 @@ def inference(stage: Stage, base: Base | None = None) -> Iterator[Fn]:
     finally:
         for module in training:
             module.training = True
+
+
+class Turn:
+    """Who has the backbone: one run at a time, which ends with the `with` of this object or when the next one begins.
+
+    Rows that nobody asked for to the end do not end theirs: the traceback of an error may hold them for long.
+    """
+
+    def __init__(self) -> None:
+        self._run = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def taken(self, run: contextlib.AbstractContextManager[Fn]) -> Iterator[Fn]:
+        """End the run before and enter one; leaving, end that one, not a later one."""
+        self._run.close()
+        with contextlib.ExitStack() as self._run:
+            yield self._run.enter_context(run)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._run.close()

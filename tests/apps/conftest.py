@@ -13,7 +13,7 @@ import tudsr
 from tudsr.apps.cli import main
 from tudsr.config import WindowRange
 from tudsr.image import Picture
-from tudsr.planner import Plan, plan_passes
+from tudsr.planner import Plan
 from tudsr.request import Request
 from tudsr.resize import upsample
 
@@ -32,12 +32,15 @@ class BicubicModel:
         self.requests: list[Request] = []
 
     def plan(self, height: int, width: int, r: Request) -> Plan:
-        return plan_passes(height, width, scale=r.scale, size=r.size, m=r.m, n=r.n, stage=r.stage)
+        return r.passes(height, width, self.config)
 
     def settled(self, request: Request) -> Request:
         return request
 
     def fit(self, *_: object, **__: object) -> None:
+        return None
+
+    def lessened(self, *_: object) -> None:
         return None
 
     def upscale_picture(self, picture: Picture, request: Request, progress=None) -> Picture:

@@ -30,7 +30,8 @@ def calls(monkeypatch):
         seen.append((config, resume))
         return {}
 
-    def estimate(*arguments, **options):
+    def estimate(*arguments, progress, **options):
+        progress(0, 4)
         seen.append((arguments, options))
         plotted = options["degradation"] == "heavy"
         return Estimate(t=123, snr_db=10.0, spread_db=1.0, curve_db=torch.zeros(3), count=4), plotted
@@ -76,7 +77,10 @@ def test_estimate_t_passes_its_settings_on(model, calls, call, tmp_path):
     assert options == {"scale": 8.0, "count": 5, "degradation": "heavy"}
     said = out.splitlines()
     assert said[0] == "t = 123: the LQ latents' SNR is 10.00 ± 1.00 dB over 4 pictures"
-    assert said[1:] == [str(tmp_path / "t" / f"estimate_t.{suffix}") for suffix in ("json", "png")]
+    assert said[1] == (
+        "Before stage 1 learns, set t1 in the model's tudsr.json to it; `tudsr upscale --t1 123` tries it."
+    )
+    assert said[2:] == [str(tmp_path / "t" / f"estimate_t.{suffix}") for suffix in ("json", "png")]
 
 
 @pytest.mark.parametrize("wish", [["--stage", 2], ["--stage", 0], ["--resume"]])
@@ -92,7 +96,7 @@ def test_a_plot_that_was_not_drawn_is_said_and_an_old_one_is_not_shown(model, ca
     options = ["--estimate-t", "--model", model, "--data", tmp_path, "--out", tmp_path, "--set", "degradation=light"]
     code, out, _ = call("train", *options)
     assert code == 0
-    assert out.splitlines()[1:] == [
+    assert out.splitlines()[2:] == [
         str(tmp_path / "estimate_t.json"),
         "No estimate_t.png was drawn: matplotlib is missing, which the extra [train] brings.",
     ]

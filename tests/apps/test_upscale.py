@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +144,26 @@ def test_too_small_a_size_fails_only_the_picture_it_is_too_small_for(bicubic, ph
     result = run(tmp_path / "in", "-o", tmp_path / "out", "--size", "50x40", "--json")
     assert result.exit_code == 1
     assert [o["input"] for o in objects(result)] == [str(tmp_path / "in/b.png")]
+    assert f"{tmp_path / 'in/a.png'}: The target size 50x40 is smaller" in result.stderr
+
+
+def test_a_timestep_without_a_pass_fails_only_the_picture_that_has_none(bicubic, photo, tmp_path):
+    """To one size some pictures are brought in one pass and others in two."""
+    photo(tmp_path / "in/a.png", 20, 20)
+    photo(tmp_path / "in/b.png", 100, 100)
+    photo(tmp_path / "in/c.png", 20, 20)
+    result = run(tmp_path / "in", "-o", tmp_path / "out", "--size", "120x120", "--t2", 30, "--json")
+    assert result.exit_code == 1
+    assert [Path(o["input"]).name for o in objects(result)] == ["a.png", "c.png"]
+    assert "b.png: t2 is 30, but there is no pass of stage 2" in result.stderr
+
+
+@pytest.mark.parametrize(("size", "said"), [("80x40", True), ("60x40", False), ("61x40", False)])
+def test_other_proportions_are_said(bicubic, photo, tmp_path, size, said):
+    photo(tmp_path / "a.png", 15, 10)
+    result = run(tmp_path / "a.png", "-o", tmp_path / "b.png", "--size", size)
+    assert result.exit_code == 0
+    assert ("is stretched, by 5.333 in width and 4 in height" in result.stderr) is said
 
 
 @pytest.mark.parametrize(

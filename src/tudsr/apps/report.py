@@ -90,7 +90,7 @@ class Reporter:
         # A file's size foretells its share of the work, without opening it.
         self._weights = {task: task.size_bytes for task in tasks}
         self._task = self._bar.add_task("", total=sum(self._weights.values()))
-        self._made = dict.fromkeys(tasks, 0.0)
+        self._made: dict[Task, float] = {}
         self._number, self._count = 0, len(tasks)
 
     def __enter__(self) -> Self:
@@ -114,8 +114,8 @@ class Reporter:
         self._advance(task, 1.0)
 
     def _advance(self, task: Task, share: float) -> None:
-        self._made[task] = self._weights[task] * share
-        self._bar.update(self._task, completed=sum(self._made.values()))
+        before, self._made[task] = self._made.get(task, 0.0), share
+        self._bar.advance(self._task, self._weights[task] * (share - before))
 
     def done(self, result: Result) -> None:
         """Report a finished picture."""
