@@ -1,6 +1,7 @@
 """Memory as the user's number: what is needed is counted, and what is granted is enough or refused."""
 
 import math
+import platform
 from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,27 @@ def test_the_machine_is_asked(monkeypatch):
     assert 0 < resident_bytes() < 10**12
     monkeypatch.setattr(machine, "_container_bytes", lambda: 1000)
     assert free_bytes(torch.device("cpu")) == 850
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of its way to keep freed memory")
+def test_what_the_c_library_keeps_of_earlier_pictures_is_not_held():
+    """Else the second picture of a folder would be counted on top of the first one's leavings, and refused."""
+    blocks = [torch.ones(16_000) for _ in range(3000)]  # 192 MB in pieces that are not mapped one by one
+    last = blocks[-1]
+    del blocks
+    kept = resident_bytes()
+    assert machine.held_bytes(torch.device("cpu")) < kept - 100 * MB
+    assert last.sum() == 16_000
+
+
+def test_what_earlier_pictures_left_is_of_the_slack_and_more_is_held(monkeypatch):
+    now = iter((500, 560, 520, 700, 640))
+    monkeypatch.setattr(machine, "held_bytes", lambda _: next(now))
+    held = machine.Held(slack=96)
+    assert [held.now(torch.device("cpu")) for _ in range(5)] == [500, 500, 500, 604, 544]
+    now = iter((500, 560))
+    held = machine.Held(slack=96)
+    assert [held.now(torch.device("cuda")) for _ in range(2)] == [500, 560]
 
 
 def test_processes_that_share_a_machine_get_equal_parts_whenever_they_ask(monkeypatch):

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
+from tudsr import machine, pipeline
 from tudsr import memory as memory_module
-from tudsr import pipeline
 from tudsr.errors import InputError
 from tudsr.machine import status_bytes
 from tudsr.pipeline import TUDSR, load
@@ -24,7 +24,7 @@ def tudsr(model_folder) -> TUDSR:
 @pytest.fixture
 def steady(monkeypatch):
     """Let the process hold the same number of bytes whenever it is asked."""
-    monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6)
+    monkeypatch.setattr(machine, "held_bytes", lambda _: 500 * 10**6)
 
 
 def noise(side: int) -> np.ndarray:

@@ -1,11 +1,13 @@
 """The machine that figures were made on: what it is, which code ran, and how fast it multiplies matrices."""
 
 import contextlib
+import ctypes
 import math
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -60,6 +62,12 @@ def status_bytes(field: str) -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
     return int(fields[field].split()[0]) * 1024
+
+
+def give_back_freed() -> None:
+    """Return to the system what the C library keeps of freed memory, where that can be done: it counts as held."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # macOS and musl cannot, Windows has no such library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
@@ -137,6 +145,32 @@ def free_bytes(device: torch.device) -> int:
     own = _private_bytes(psutil.Process())
     held = own + sum(map(_private_bytes, others()))
     return max(0, int((free + held) * _LEFT_FREE / processes) - own)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return the memory that this process holds, of the GPU on CUDA, without what is only kept for later."""
+    if device.type != "cuda":
+        give_back_freed()
+        return resident_bytes()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+class Held:
+    """What a process that enlarges picture after picture holds beside the work on one.
+
+    Args:
+        slack: bytes that each picture has for what it leaves, such as code that has run.
+    """
+
+    def __init__(self, slack: int) -> None:
+        self._slack, self._least = slack, sys.maxsize
+
+    def now(self, device: torch.device) -> int:
+        """Return it in bytes, without what earlier pictures left, up to the slack: the next one has the same again."""
+        held = held_bytes(device)
+        self._least = min(self._least, held)
+        return held if device.type == "cuda" else max(self._least, held - self._slack)
 
 
 @contextlib.contextmanager

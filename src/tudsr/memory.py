@@ -26,13 +26,13 @@ from tudsr.cost import (
 )
 from tudsr.errors import InputError
 from tudsr.folder import Model
-from tudsr.machine import free_bytes, resident_bytes
+from tudsr.machine import free_bytes
 from tudsr.planner import Plan
 from tudsr.request import Request, half_side
 from tudsr.windows import plan_windows
 
 _MARGIN = 1.02  # the next process may hold a little more to begin with
-_SLACK = 96 * 10**6  # threads' own heaps, libvips, and what the C library keeps of freed memory
+SLACK = 96 * 10**6  # threads' own heaps, libvips, and what the C library keeps of freed memory
 _DRIFT = 8 * 10**6  # of the slack: what a process holds to begin with is not the same at each start
 
 
@@ -120,7 +120,7 @@ def has_room(
     """
     net, windows = model.backbone, request.windows(model.config.windows)
     grids = [plan_windows(step.height, step.width, windows) for step in plan.passes]
-    pictures = pictures_bytes(*size, plan, pixel_bytes, request.color) + max(map(rows_bytes, grids)) + _SLACK
+    pictures = pictures_bytes(*size, plan, pixel_bytes, request.color) + max(map(rows_bytes, grids)) + SLACK
     window = _window_bound(net) + waiting * BYTES_PER_PIXEL
     area = max(grid.window_h * grid.window_w for grid in grids)
     work = int((request.batch or 1) * window * area) + sum(weight.nbytes for weight in net.unet.parameters())
@@ -188,14 +188,6 @@ def fit_here(need: Need, request: Request, memory: int | None, device: torch.dev
     return fit(need, request, budget, host=host)
 
 
-def held_bytes(device: torch.device) -> int:
-    """Return the memory that this process holds: of the GPU on CUDA, without what it only keeps."""
-    if device.type != "cuda":
-        return resident_bytes()
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Way:
     """What costs time only."""
@@ -261,7 +253,7 @@ def _fit(need: Need, passes: tuple[PassCost, ...], most_px: int | None, way: _Wa
         work["rows"] = _rows(passes)
         # Spooled pictures take memory only while the input is decoded, before there is anything of the work.
         pictures = max(0, need.decode_bytes - sum(work.values())) if way.on_disk else _in_memory(need)
-        parts |= {"pictures": pictures, "rows": work["rows"]} | ({} if on_gpu else {"slack": _SLACK})
+        parts |= {"pictures": pictures, "rows": work["rows"]} | ({} if on_gpu else {"slack": SLACK})
     disk = spooled_bytes(*need.size, need.plan, need.pixel_bytes, need.color) if way.on_disk else 0
     return Fit(**asdict(way), most_px=most_px, parts=parts, disk_bytes=disk, passes=passes)
 

@@ -22,7 +22,8 @@ from tudsr.errors import ConfigError
 from tudsr.folder import Model, base_reader, load_model
 from tudsr.graphs import Graphs
 from tudsr.image import Picture, PictureLike, picture_from, picture_like
-from tudsr.memory import Fit, Need, fit_here, has_room, held_bytes
+from tudsr.machine import Held
+from tudsr.memory import SLACK, Fit, Need, fit_here, has_room
 from tudsr.planner import Pass, Plan
 from tudsr.request import Request, parse_memory, until_it_fits
 from tudsr.resize import Region, part_of, rows_of, upsample, upsampled
@@ -50,6 +51,7 @@ class TUDSR:
 
     def __init__(self, model: Model, spread: Spread | None = None) -> None:
         self.model, self.spread, self._graphs, self.turn = model, spread, Graphs(), Turn()
+        self._held = Held(SLACK)
         self.lock = threading.RLock()  # a pass changes the one backbone, and memory is counted by process
 
     @classmethod
@@ -283,7 +285,7 @@ class TUDSR:
             return None
         device = self.model.backbone.device
         need = Need(
-            shapes=self.shapes, size=size, plan=plan, base=held_bytes(device), batch=request.batch or 1,
+            shapes=self.shapes, size=size, plan=plan, base=self._held.now(device), batch=request.batch or 1,
             pixel_bytes=pixel_bytes, color=request.color, rereads=self.model.folder is not None and not request.graphs,
             waiting=waiting, **more,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tudsr import memory, pipeline
+from tudsr import machine, memory, pipeline
 from tudsr.apps import bench as module
 from tudsr.apps.plan import make_plan
 from tudsr.request import Request
@@ -72,7 +72,7 @@ def test_windows_that_had_to_shrink_are_said(call, monkeypatch, model_folder):
     model = pipeline.load(model_folder, "cpu", "fp32")
     request = model.settled(Request(scale=4))
     size = (60, 60)
-    monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6)
+    monkeypatch.setattr(machine, "held_bytes", lambda _: 500 * 10**6)
     frugal = model.fit(size, model.plan(*size, request), request, 10**12, spool=False)
     while frugal.most_px is None:
         enough = frugal.peak_bytes

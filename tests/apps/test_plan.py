@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from tudsr import memory, pipeline
+from tudsr import machine, memory
 from tudsr.apps import plan as module
 from tudsr.errors import InputError
 from tudsr.folder import save_model
@@ -125,7 +125,7 @@ def test_it_says_what_an_enlargement_does(call, model_folder, monkeypatch, short
     request = model.settled(Request(scale=4))
     size, held = (500, 700), module.weights_bytes(model.shapes, merged=False) + module.LOADING_BYTES
     monkeypatch.setattr(module, "peak_rss_mb", lambda: 500.0)
-    monkeypatch.setattr(pipeline, "held_bytes", lambda _: 500 * 10**6 + held)
+    monkeypatch.setattr(machine, "held_bytes", lambda _: 500 * 10**6 + held)
     found, memory = model.fit(size, model.plan(*size, request), request, 10**12), None
     if shortages is None:
         assert model.fit(size, model.plan(*size, request), request) is None, "all of it has room here"
@@ -166,7 +166,7 @@ import json, torch
 from tudsr.apps.plan import make_plan
 from tudsr.folder import load_model
 from tudsr.machine import status_bytes
-from tudsr.memory import held_bytes
+from tudsr.machine import held_bytes
 plan = make_plan(64, 64, 4, model={str(tmp_path / "m")!r}, rate=1, device="cpu", dtype="fp32")
 model = load_model({str(tmp_path / "m")!r}, torch.device("cpu"), torch.float32)
 weights = sum(weight.nbytes for weight in model.backbone.parameters())
