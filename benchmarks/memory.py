@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py --model tiny --runs 768x512x4@700MB,768x512x4@2GB --out docs/benchmarks/memory-tiny.json
 
-A run is WIDTHxHEIGHTxSCALE@BUDGET, with a «!» behind it where it is to be refused. Its picture is a sample photo, enlarged to that size and saved as PNG. Outputs are
-TIFF in a temporary folder (--work names another: the gigapixel run needs some 20 GB). With --strict the exit status
-is 1 where a peak was above its budget, or a run was refused, or not, otherwise than said.
+A run is WIDTHxHEIGHTxSCALE@BUDGET, with a «!» behind it where it is to be refused. Its picture is a sample photo,
+enlarged to that size and saved as PNG. Outputs are TIFF in a temporary folder (--work names another: the gigapixel run
+needs some 20 GB). With --strict the exit status is 1 where a peak was above its budget, or a run was refused, or not,
+otherwise than said.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def measure(text: str, model: str, work: Path) -> dict[str, Any]:
     }  # on a GPU, the latter counts
     return row | {
         "out_px": found["out_size"], **peak,
-        "within": list(peak.values())[-1] <= row["budget_mb"] and not text.endswith("!"), "seconds": round(time.perf_counter() - begun, 1),
+        "within": list(peak.values())[-1] <= row["budget_mb"] and not text.endswith("!"),
+        "seconds": round(time.perf_counter() - begun, 1),
         "seconds_per_megapixel": round(found["seconds"] / megapixels, 3),
         "said": [line for line in done.stderr.splitlines() if "memory" in line or "disk" in line],
     }  # fmt: skip

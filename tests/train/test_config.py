@@ -114,9 +114,22 @@ def test_the_least_sides_are_of_known_losses():
 
 
 @pytest.mark.parametrize(
-    ("native", "settled"), [(torch.bfloat16, "bf16"), (torch.float32, "no"), (torch.float16, "no")]
+    ("native", "precision", "base_dtype"),
+    [(torch.bfloat16, "bf16", "bf16"), (torch.float32, "no", "fp32"), (torch.float16, "no", "fp32")],
 )
-def test_precision_auto_is_settled_by_the_device(make_config, monkeypatch, native, settled):
+def test_auto_is_settled_by_the_device(make_config, monkeypatch, native, precision, base_dtype):
     monkeypatch.setattr("tudsr.device._fastest", lambda device: native)
-    assert make_config(precision="auto").precision == settled
-    assert make_config(precision="bf16").precision == "bf16"
+    auto = {"precision": "auto", "base_dtype": "auto"}
+    config = make_config(**auto)
+    assert (config.precision, config.base_dtype) == (precision, base_dtype)
+    assert TrainConfig.model_fields["base_dtype"].default == TrainConfig.model_fields["precision"].default == "auto"
+    assert make_config(**auto, train="base").base_dtype == "fp32"
+    given = make_config(precision="bf16", base_dtype="bf16")
+    assert (given.precision, given.base_dtype) == ("bf16", "bf16")
+
+
+def test_a_saved_run_keeps_what_auto_was_where_it_began(make_config, monkeypatch):
+    saved = make_config(precision="bf16", base_dtype="bf16").to_json()
+    monkeypatch.setattr("tudsr.device._fastest", lambda device: torch.float32)
+    config = TrainConfig.parse(json.loads(saved), "saved")
+    assert (config.precision, config.base_dtype) == ("bf16", "bf16")

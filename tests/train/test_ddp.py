@@ -46,6 +46,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_two_processes_have_the_gradients_of_one_on_the_same_batch(make_config, tmp_path, one_thread):
     changes = {"stage": 2, "crop_px": 128, "n": 2, "loop": "exact"}
+    changes |= {"loss_crop_px": 72, "loss_crops": 2, "jitter_px": 8}
     settings = tmp_path / "settings.json"
     settings.write_text(make_config(**changes, accumulate=1, out=tmp_path / "two").to_json())
     wanted = one_process(make_config(**changes, accumulate=2, out=tmp_path / "one"))

@@ -1,6 +1,8 @@
 """The mid-timestep on data whose signal-to-noise ratio is known."""
 
+import hashlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from tudsr.errors import ConfigError, DataError
+from tudsr.train import estimate_t
 from tudsr.train.estimate_t import estimate, match_snr
 
 
@@ -81,6 +84,42 @@ def test_photos_that_are_too_small_are_left_out(model_folder, photos, tmp_path):
         estimate(model_folder, tmp_path / "data", tmp_path / "out")
     (tmp_path / "data" / "1.png").write_bytes((photos / "photo_1.png").read_bytes())
     assert estimate(model_folder, tmp_path / "data", tmp_path / "out", count=1)[0].count == 1
+
+
+def test_photos_are_chosen_by_their_names_hash_and_told_one_by_one(model_folder, photos, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        shutil.copytree(photos, tmp_path / "data" / name)
+    names = [f"{folder}/photo_{i}.png" for folder in "ab" for i in range(6)]
+    wanted = sorted(names, key=lambda name: hashlib.sha256(f"0:{name}".encode()).digest())[:5]
+    assert {name[0] for name in wanted} == {"a", "b"}
+    chosen, told = [], []
+
+    def crops(paths, **settings):
+        chosen.extend(path.relative_to(tmp_path / "data").as_posix() for path in paths)
+        return own(paths, **settings)
+
+    own = estimate_t.ValidationSet
+    monkeypatch.setattr(estimate_t, "ValidationSet", crops)
+    data, out = tmp_path / "data", tmp_path / "out"
+    first, _ = estimate(model_folder, data, out, count=5, progress=lambda *at: told.append(at))
+    assert chosen == sorted(wanted)
+    assert told == [(done, 5) for done in range(6)]
+    again, _ = estimate(model_folder, data, out, count=5)
+    assert (again.t, again.snr_db) == (first.t, first.snr_db)
+
+
+def test_it_is_computed_where_a_run_would_be(model_folder, photos, tmp_path, monkeypatch):
+    asked = []
+
+    def load(model, device, dtype):
+        asked.append((device, dtype))
+        return own(model, torch.device("cpu"), dtype)
+
+    own = estimate_t.load_model
+    monkeypatch.setattr(estimate_t, "load_model", load)
+    monkeypatch.setattr(estimate_t, "pick_device", lambda: torch.device("meta"))
+    estimate(model_folder, photos, tmp_path, count=1)
+    assert asked == [(torch.device("meta"), torch.float32)]
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,29 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
+from transformers import ConvNextConfig, ConvNextModel
 
 from tudsr import lora
 from tudsr.color import fix_color
 from tudsr.config import WindowRange
 from tudsr.errors import ConfigError
+from tudsr.perceptual.backbone_dists import FeatureDists
+from tudsr.perceptual.dists import EaDists
 from tudsr.stage import Stage
 from tudsr.tiling import tiled
 from tudsr.train.losses import LOSSES, REAL_LABEL, adversarial_loss
-from tudsr.train.objective import Seed
+from tudsr.train.objective import Objective, Seed
 from tudsr.train.tasks import TASKS, GanTask, PriorTask, seeded_adapters
 from tudsr.windows import plan_windows
 
 SEED = Seed(run=3, sample=17)
 STAGE_2 = {"stage": 2, "crop_px": 128, "n": 2, "loss_gan": 0.0}
+Square = tuple[int, int, int]
 
 
 @pytest.fixture
@@ -243,6 +248,102 @@ def test_d_learns_from_detached_pictures(make_task):
     assert torch.equal(flat_gradients(again.nets["g"]), g)
 
 
+class Corners(nn.Module):
+    """A deep loss that notes which squares it sees, of pictures made by `ramps`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Square, Square]] = []
+
+    def forward(self, sr: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
+        self.seen.append((square(sr), square(gt)))
+        return (sr - gt).square().mean((1, 2, 3))
+
+
+def ramps(side: int) -> torch.Tensor:
+    """Return a picture, (1, 3, side, side), whose first two channels say where each pixel lies."""
+    at = torch.arange(side).float() / side
+    return torch.stack([at[:, None].expand(side, side), at.expand(side, side), torch.zeros(side, side)])[None]
+
+
+def square(x: torch.Tensor) -> Square:
+    """Return top, left and side of a part of `ramps`' picture of 144 px."""
+    top, left = (round(value * 144) for value in x.detach()[0, :2, 0, 0].tolist())
+    return top, left, x.shape[-1]
+
+
+@pytest.fixture
+def watched(make_task, monkeypatch) -> Callable[..., tuple[GanTask, Corners, list, list]]:
+    """Return a function (**settings) -> a task on 144 px that gives back `ramps`, and what its judges are shown.
+
+    That is the deep loss, then D's squares and D's draws, G's step first.
+    """
+
+    def make(**changes):
+        deep, squares, draws = Corners(), [], []
+        monkeypatch.setitem(LOSSES, "corners", lambda *_: deep)
+        settings = {"stage": 2, "n": 2, "crop_px": 144, "jitter_px": 8, "losses": {"corners": 1.0}}
+        task = make_task(**settings | changes)
+        task.stage.forward = lambda x: x + 0 * task.nets["g"][0].sum()  # something to learn
+        task.stage_input = lambda lq, side_px: ramps(side_px)
+
+        def augment(x, generator):
+            squares.append(square(x))
+            draws.append(torch.rand(1, generator=generator).item())
+            return x
+
+        task.net_d.augment = augment
+        return task, deep, squares, draws
+
+    return make
+
+
+LOOPS = [{"loop": "paper"}, {"loop": "exact", "loss_crop_px": 72, "loss_crops": 4}]
+
+
+@pytest.mark.parametrize("changes", LOOPS)
+def test_d_learns_from_the_squares_that_g_is_judged_on(watched, changes):
+    task, deep, squares, _ = watched(**changes)
+    task.accumulate({"gt": ramps(144), "lq": ramps(144)[..., ::4, ::4]}, 1.0, SEED)
+    assert all(sr == gt for sr, gt in deep.seen)
+    judged = [sr for sr, _ in deep.seen]
+    assert squares[:4] == judged
+    assert squares[4::2] == squares[5::2] == judged  # true and generated ones take turns
+    crops = task._crops(SEED)
+    offsets = {(top - crop.y0, left - crop.x0) for (top, left, _), crop in zip(judged, crops, strict=True)}
+    assert all(0 <= at <= 8 for offset in offsets for at in offset)
+    assert len(offsets) > 1  # each crop has a draw of its own
+    assert {side for *_, side in judged} == {64}
+
+
+@pytest.mark.parametrize("changes", LOOPS)
+def test_each_crop_is_augmented_by_a_draw_of_its_own_that_repeats(watched, changes):
+    task, _, _, draws = watched(**changes)
+    for seed in (SEED, SEED, Seed(run=3, sample=18)):
+        task.accumulate({"gt": ramps(144), "lq": ramps(144)[..., ::4, ::4]}, 1.0, seed)
+    first, again, other = draws[:12], draws[12:24], draws[24:]
+    assert first == again
+    assert len({*first, *other}) == 24
+
+
+@pytest.mark.parametrize(
+    ("net", "crop_px", "seen_px"),
+    [("patch", 144, 136), ("dinov2", 144, 126), ("dinov3", 144, 128), ("dinov2", 72, 64), ("dinov3", 72, 64)],
+)
+def test_a_vit_sees_whole_patches(make_config, net, crop_px, seen_px):
+    vit = {"hidden_size": 32, "num_hidden_layers": 9, "num_attention_heads": 2}
+    options = {} if net == "patch" else {"weights": "random", "head_width": 4, "config": vit}
+    config = make_config(crop_px=crop_px, jitter_px=8, discriminator=net, discriminator_options=options)
+    assert Objective(config, torch.device("cpu")).seen_px == seen_px
+
+
+def test_a_backbone_of_ea_dists_sees_whole_patches_too(make_config, monkeypatch):
+    model = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]))
+    monkeypatch.setitem(LOSSES, "ea_dists_convnext", lambda *_: EaDists(FeatureDists(model)))
+    config = make_config(crop_px=144, jitter_px=8, losses={"ea_dists_convnext": 1.0})
+    assert Objective(config, torch.device("cpu")).seen_px == 128
+
+
 def test_the_prior_predicts_the_noise_with_the_bare_base(make_task):
     task = make_task(stage=0, train="base")
     gt = batch(64)["gt"]
@@ -281,6 +382,11 @@ def test_randomness_is_the_runs_and_the_samples_alone():
     assert len(set(draws.values())) == 8
     assert torch.rand(1, generator=Seed(1, 1).torch(12)).item() == draws[1, 1, 12]
     assert Seed(1, 2).numpy(3).random() == Seed(1, 2).numpy(3).random() != Seed(1, 3).numpy(3).random()
+    parts = list(Seed(1, 2).parts(3))
+    assert len({part.numpy(3).random() for part in parts}) == 3
+    assert len({torch.rand(1, generator=part.torch(3)).item() for part in parts}) == 3
+    # A micro-step's first crop, which often is its only one, draws what it did before crops had numbers.
+    assert parts[0].numpy(3).random() == np.random.default_rng((1, 2, 3)).random()
 
 
 def test_stage_2_may_start_from_lora_1(make_model, make_config):

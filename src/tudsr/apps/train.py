@@ -13,6 +13,7 @@ from typing import Any
 from tudsr.apps.report import steps_bar
 from tudsr.checkpoint import check_folder
 from tudsr.errors import ConfigError, StoppedError
+from tudsr.find import CONFIG_NAME
 from tudsr.train.config import TrainConfig
 from tudsr.train.estimate_t import DATA_NAME, PLOT_NAME, estimate
 from tudsr.train.loop import train
@@ -93,18 +94,24 @@ def _signals() -> Iterator[list[int]]:
 
 
 def run_estimate(model: str, data: Path, out: Path, overrides: list[str]) -> list[str]:
-    """Estimate the mid-timestep and return what to say.
+    """Estimate the mid-timestep under a progress bar and return what to say.
 
     Raises:
         ConfigError: for an override other than scale, count and degradation, or a value that cannot be.
         ModelError, DataError: when the model or the photos cannot be used.
     """
     check_folder(out)
-    found, plotted = estimate(model, data, out, **_estimate_options(overrides))  # type: ignore[arg-type]
+    options: Any = _estimate_options(overrides)
+    with steps_bar("estimate t", enabled=True) as bar:
+        task = bar.add_task("", total=None, figures="")
+        found, plotted = estimate(
+            model, data, out, progress=lambda done, total: bar.update(task, completed=done, total=total), **options
+        )
     spread = f"{found.snr_db:.2f} ± {found.spread_db:.2f} dB over {found.count} pictures"
     no_plot = f"No {PLOT_NAME} was drawn: matplotlib is missing, which the extra [train] brings."
     said = f"t = {found.t}: the LQ latents' SNR is {spread}"
-    return [said, str(out / DATA_NAME), str(out / PLOT_NAME) if plotted else no_plot]
+    use = f"Before stage 1 learns, set t1 in the model's {CONFIG_NAME} to it; `tudsr upscale --t1 {found.t}` tries it."
+    return [said, use, str(out / DATA_NAME), str(out / PLOT_NAME) if plotted else no_plot]
 
 
 def _estimate_options(overrides: list[str]) -> dict[str, float | int | str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from tudsr.config import ModelConfig, Settings, read_object
 from tudsr.data.dataset import Scales
@@ -17,7 +17,6 @@ from tudsr.presets import training_preset
 from tudsr.train.discriminators import Discriminator
 from tudsr.train.losses import LEAST_PX
 
-BaseDtype = Literal["fp32", "bf16"]
 Weight = Annotated[float, Field(ge=0)]
 _OPTIONS = ("stage", "model", "data", "out")  # of the command line, not of --set
 
@@ -27,9 +26,10 @@ class TrainConfig(Settings):
 
     `batch` is per process and micro-step, `accumulate` the micro-steps per optimizer step; sides are in pixels;
     `ema` is the decay per step; `lora_forward` names an entry of `lora.LORA_FORWARDS`; `train` says whether the
-    stage's adapter or the base itself learns; deep losses see the picture less a border of `jitter_px` in all, at a
-    random offset; `degrade_on` says who makes the LQ pictures, the loader's workers or the trainer on its device
-    (equal up to rounding); `precision` auto becomes bf16 where the device computes it natively, else no; `pairs` is
+    stage's adapter or the base itself learns; deep losses and D see the picture less a border of `jitter_px` in all
+    (or a little more, for whole patches of a ViT), at a random offset; `degrade_on` says who makes the LQ pictures,
+    the loader's workers or the trainer on its device (equal up to rounding); `base_dtype` and `precision` auto become
+    bf16 where the device computes it natively, else fp32 and no (a base that learns is fp32 everywhere); `pairs` is
     a folder with gt/ and lq/ to learn from instead of degraded photos (those of `data` then only validate);
     `weights_dir` holds the loss networks, `feature_model` the ViT or ConvNeXt of an ea_dists over such features;
     `d_in_g_step` «contaminated» reproduces the relatives' mistake, for comparison only (METHOD, «Losses»).
@@ -68,8 +68,8 @@ class TrainConfig(Settings):
     train: Literal["adapter", "base"] = "adapter"
     init_adapter: Literal["keep", "from_stage_1"] = "keep"
     lora_forward: Literal["merged", "switched"] = "switched"
-    base_dtype: BaseDtype = "bf16"
-    precision: Literal["auto", "no", "bf16"] = Field(default="auto", validate_default=True)
+    base_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     gradient_checkpointing: bool = False
 
     losses: dict[str, Weight] = Field(default_factory=lambda: {"ea_dists": 5.0, "mae": 0.5})
@@ -91,15 +91,18 @@ class TrainConfig(Settings):
     workers: int = Field(default=1, ge=0)
     cache_mb: int = Field(default=2000, ge=0)
 
-    @field_validator("precision")
+    @field_validator("base_dtype", "precision")
     @classmethod
-    def _native(cls, value: str) -> str:
+    def _native(cls, value: str, info: ValidationInfo) -> str:
         """Settle «auto» here, so that the run's files say what it was, and it is not resumed with another."""
         if value != "auto":
             return value
         # Nothing may be put on a GPU here: which one is this process's is not settled yet.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return "bf16" if pick_dtype("auto", device) is torch.bfloat16 else "no"
+        is_native = pick_dtype("auto", device) is torch.bfloat16
+        if info.field_name == "precision":
+            return "bf16" if is_native else "no"
+        return "bf16" if is_native and info.data.get("train") == "adapter" else "fp32"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

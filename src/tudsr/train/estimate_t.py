@@ -5,6 +5,7 @@ the low-quality latent over a data set. Which mean OMGSR takes over pictures is 
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from tudsr.backbones import Backbone
 from tudsr.checkpoint import atomic_path, write_text
 from tudsr.data.dataset import ValidationSet
 from tudsr.data.degradation import PRESETS
-from tudsr.data.photos import check_photos, find_photos
+from tudsr.data.photos import check_photos, find_photos, split_photos
+from tudsr.device import pick_device
 from tudsr.errors import ConfigError
 from tudsr.folder import load_model
 from tudsr.stage import Stage
 
 PLOT_NAME, DATA_NAME = "estimate_t.png", "estimate_t.json"
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +46,25 @@ class Estimate:
 
 
 def estimate(
-    model: str | Path, data: Path, out: Path, *, scale: float = 4.0, count: int = 64, degradation: str = "light"
+    model: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    scale: float = 4.0,
+    count: int = 64,
+    degradation: str = "light",
+    progress: Progress | None = None,
 ) -> tuple[Estimate, bool]:
-    """Estimate t for a model and a folder of photos; write a plot and the figures to `out`.
+    """Estimate t for a model and a folder of photos, on the device of a run; write a plot and the figures to `out`.
 
     Args:
         model: embedded name, folder or hub id.
         data: folder of sharp photos.
         out: folder for estimate_t.png and estimate_t.json.
         scale: ratio between truth and LQ.
-        count: at most so many photos, one detailed crop of the model's R each.
+        count: at most so many photos, chosen by the hash of their names; one detailed crop of the model's R each.
         degradation: a preset's name.
+        progress: called with (pictures done, pictures in all).
 
     Returns:
         The outcome, and whether the plot was written, which takes matplotlib.
@@ -63,11 +74,12 @@ def estimate(
         ModelError, DataError: when the model or the photos cannot be used.
     """
     _check(scale, count, degradation)
-    net = load_model(model, torch.device("cpu"), torch.float32)
+    net = load_model(model, pick_device(), torch.float32)
     paths, _ = check_photos(find_photos(data), net.config.r_px)
-    crops = ValidationSet(paths[:count], crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0)
-    pairs = [(crops[i]["gt"][None], crops[i]["lq"][None]) for i in range(len(crops))]
-    found = match_snr(net.backbone, pairs)
+    if count < len(paths):
+        _, paths = split_photos(paths, count, seed=0, root=data)
+    crops = ValidationSet(paths, crop_px=net.config.r_px, scale=scale, degradation=degradation, seed=0)
+    found = match_snr(net.backbone, _pairs(crops, progress or (lambda *_: None)))
     values = {
         "t": found.t,
         "snr_db": found.snr_db,
@@ -88,8 +100,16 @@ def _check(scale: float, count: int, degradation: str) -> None:
         raise ConfigError(f"{degradation!r} is not a degradation; known ones: {', '.join(sorted(PRESETS))}.")
 
 
+def _pairs(crops: ValidationSet, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in range(len(crops)):
+        progress(index, len(crops))
+        item = crops[index]
+        yield item["gt"][None], item["lq"][None]
+    progress(len(crops), len(crops))
+
+
 @torch.no_grad()
-def match_snr(backbone: Backbone, pairs: list[tuple[Tensor, Tensor]]) -> Estimate:
+def match_snr(backbone: Backbone, pairs: Iterable[tuple[Tensor, Tensor]]) -> Estimate:
     """Compare the latents of truth and upsampled LQ.
 
     Args:
@@ -97,17 +117,17 @@ def match_snr(backbone: Backbone, pairs: list[tuple[Tensor, Tensor]]) -> Estimat
         pairs: (gt (1, 3, H, W), lq (1, 3, h, w)) in [-1, 1], at least one.
     """
     snr, power = [], []
-    for gt, lq in pairs:
-        z = backbone.encode(gt).double()
-        z_lq = backbone.encode(Stage.upsample(lq, *gt.shape[-2:])).double()
+    for pair in pairs:
+        gt, lq = (picture.to(backbone.device) for picture in pair)
+        z, z_lq = (backbone.encode(x).cpu().double() for x in (gt, Stage.upsample(lq, *gt.shape[-2:])))
         power.append(z.square().mean())
         snr.append(z.square().mean() / (z_lq - z).square().mean().clamp_min(1e-12))
     snr_db = 10 * torch.stack(snr).log10()
-    alpha_bar = backbone.alphas_cumprod.double()
+    alpha_bar = backbone.alphas_cumprod.cpu().double()  # MPS has no float64
     curve_db = 10 * (alpha_bar * torch.stack(power).mean() / (1 - alpha_bar)).log10()  # unit-variance noise
     t = int((curve_db - snr_db.mean()).abs().argmin())
-    spread = snr_db.std().item() if len(pairs) > 1 else 0.0
-    return Estimate(t=t, snr_db=snr_db.mean().item(), spread_db=spread, curve_db=curve_db, count=len(pairs))
+    spread = snr_db.std().item() if len(snr) > 1 else 0.0
+    return Estimate(t=t, snr_db=snr_db.mean().item(), spread_db=spread, curve_db=curve_db, count=len(snr))
 
 
 def _plot(found: Estimate, path: Path) -> bool:

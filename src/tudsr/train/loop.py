@@ -88,7 +88,9 @@ class Trainer:
         self.task: Task = TASKS[config.stage](self.model, config, self.accelerator.autocast)
         for parameter in itertools.chain(*self.task.nets.values()):
             parameter.requires_grad_(True)
-        self.optimizers = {name: self._optimizer(name) for name in self.task.nets}
+        self.optimizers = {
+            name: torch.optim.AdamW(net, weight_decay=config.weight_decay) for name, net in self.task.nets.items()
+        }
         self.ema = Ema(self.task.nets["g"], config.ema)
         self.batches = Batches(self.photos.training, config, self.accelerator)
         self.validation, self.log = None, None
@@ -106,11 +108,6 @@ class Trainer:
     @property
     def _is_main(self) -> bool:
         return self.accelerator.is_main_process
-
-    def _optimizer(self, name: str) -> torch.optim.AdamW:
-        c = self.config
-        lr = c.lr if name == "g" else c.lr_d
-        return torch.optim.AdamW(self.task.nets[name], lr=lr, weight_decay=c.weight_decay)
 
     def run(self, progress: Progress, stop: Stop = lambda: False) -> dict[str, float]:
         """Train to the last step, or to the one after which somebody says stop."""
@@ -201,7 +198,8 @@ class Trainer:
 
     def _report(self, parts: dict[str, Tensor]) -> None:
         """Turn figures into floats, which waits for the device, and log them."""
-        self.figures |= {key: float(value) for key, value in parts.items()}
+        rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self.figures |= {key: float(value) for key, value in parts.items()} | rates
         skipped = self._sum(self.skipped)  # broken photos, of all processes
         self.figures |= {"photos_skipped": float(skipped)} if skipped else {}
         if self.log is not None:

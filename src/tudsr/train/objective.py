@@ -1,17 +1,21 @@
 """What the nets are trained towards: the losses on pictures, and the game against the discriminator."""
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tudsr.checkpoint import load_tensors
+from tudsr.perceptual.backbone_dists import FeatureDists
+from tudsr.train.chunks import cut
 from tudsr.train.config import TrainConfig
 from tudsr.train.discriminators import Discriminator, build_discriminator
 from tudsr.train.losses import REAL_LABEL, WeightedLosses, adversarial_loss, discriminator_loss
+from tudsr.windows import Window
 
 PIXEL_LOSSES = ("mae", "mse", "detail", "grid_4", "grid_8")
 _STREAM_G, _STREAM_REAL, _STREAM_FAKE, _STREAM_JITTER = 12, 13, 14, 16
@@ -19,19 +23,27 @@ _STREAM_G, _STREAM_REAL, _STREAM_FAKE, _STREAM_JITTER = 12, 13, 14, 16
 
 @dataclass(frozen=True)
 class Seed:
-    """Where a micro-step's randomness comes from: nothing else, so that a resumed run repeats it."""
+    """Where a micro-step's randomness comes from: nothing else, so that a resumed run repeats it.
+
+    `part` is the number of the chunk or crop, of those that one micro-step judges.
+    """
 
     run: int
     sample: int
+    part: int = 0
+
+    def parts(self, count: int) -> Iterator["Seed"]:
+        """Yield the seeds of the chunks or crops."""
+        return (replace(self, part=number) for number in range(count))
 
     def torch(self, stream: int) -> torch.Generator:
         """Return a CPU generator of its own for one use."""
-        mixed = np.random.SeedSequence((self.run, self.sample, stream)).generate_state(1, np.uint64)[0]
+        mixed = np.random.SeedSequence((self.run, self.sample, stream, self.part)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(mixed) % 2**63)
 
     def numpy(self, stream: int) -> np.random.Generator:
         """Return a NumPy generator of its own for one use."""
-        return np.random.default_rng((self.run, self.sample, stream))
+        return np.random.default_rng((self.run, self.sample, stream, self.part))
 
 
 class Figures:
@@ -54,7 +66,7 @@ class Objective:
     """L_G and L_D of one run.
 
     Pixel losses are cheap enough for a whole picture; deep ones, whose networks are large, and the discriminator may be
-    given crops of it.
+    given crops of it. Of each chunk or crop they see one and the same square, in G's step and in D's.
 
     Args:
         config: names and weights of losses, the discriminator.
@@ -67,12 +79,15 @@ class Objective:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         pixel = {name: weight for name, weight in config.losses.items() if name in PIXEL_LOSSES}
         deep = {name: weight for name, weight in config.losses.items() if name not in PIXEL_LOSSES}
-        self.loss_gan, self.jitter_px = config.loss_gan, config.jitter_px
+        self.loss_gan = config.loss_gan
         self.net_d = _discriminator(config).to(device) if config.loss_gan else None
         self.pixel_losses = WeightedLosses(pixel).to(device)
         self.deep_losses = WeightedLosses(deep, config.weights_dir, dtype, config.feature_model).to(device)
         self.has_pixel = bool(self.pixel_losses.weights)
         self.has_deep = bool(self.deep_losses.weights) or self.net_d is not None
+        patches = [net.patch_px for net in self.deep_losses.modules() if isinstance(net, FeatureDists)]
+        patches += [] if self.net_d is None else [self.net_d.patch_px]
+        self.seen_px = _whole(config.deep_crop_px - config.jitter_px, math.lcm(*patches))
 
     def pixel(self, sr: Tensor, gt: Tensor, figures: Figures) -> Tensor:
         """Return the weighted pixel losses of a generated picture or part of one."""
@@ -82,7 +97,7 @@ class Objective:
 
     def deep(self, sr: Tensor, gt: Tensor, figures: Figures, seed: Seed) -> Tensor:
         """Return the weighted feature losses and the generator's adversarial loss."""
-        sr, gt = self._jittered(sr, gt, seed)
+        sr, gt = self._seen(sr, gt, seed)
         loss, found = self.deep_losses(sr, gt)
         figures.note(found)
         if self.net_d is not None:
@@ -91,15 +106,13 @@ class Objective:
             loss = loss + self.loss_gan * gan
         return loss
 
-    def _jittered(self, sr: Tensor, gt: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
+    def _seen(self, sr: Tensor, gt: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
         # AlexNet's first layer has stride 4, VGG's pools 2 to 16: always in one phase with a space-to-depth latent,
         # they would draw their grid into the picture.
-        if not self.jitter_px:
-            return sr, gt
-        rng = seed.numpy(_STREAM_JITTER)
-        height, width = (side - self.jitter_px for side in sr.shape[-2:])
-        y, x = (int(offset) for offset in rng.integers(self.jitter_px + 1, size=2))
-        return sr[..., y : y + height, x : x + width], gt[..., y : y + height, x : x + width]
+        side = self.seen_px
+        y, x = (int(offset) for offset in seed.numpy(_STREAM_JITTER).integers(sr.shape[-1] - side + 1, size=2))
+        square = Window(y0=y, x0=x, y1=y + side, x1=x + side)
+        return cut(sr, square), cut(gt, square)
 
     def total(self, means: Mapping[str, Tensor]) -> Tensor:
         """Return L_G, the weighted sum of the means that `pixel` and `deep` noted; a float32 scalar."""
@@ -108,13 +121,23 @@ class Objective:
         return torch.stack([weight * means[f"loss_g_{name}"] for name, weight in weights.items()]).sum()
 
     def discriminator(self, sr: Tensor, gt: Tensor, figures: Figures, seed: Seed) -> Tensor:
-        """Return L_D on a detached generated part and the true one."""
+        """Return L_D on a detached generated part and the true one: on the square that `deep` sees by this seed."""
         assert self.net_d is not None, "asked for by those who have one"
+        sr, gt = self._seen(sr, gt, seed)
         real = self.net_d(gt, seed.torch(_STREAM_REAL))
         fake = self.net_d(sr, seed.torch(_STREAM_FAKE))
         loss = discriminator_loss(real, fake)
         figures.note({"loss_d": loss.detach()})
         return loss
+
+
+def _whole(side_px: int, patch_px: int) -> int:
+    """Round a side down to whole patches of the nets that see it, which would pad or resample the rest.
+
+    Where that leaves less than D is promised, the rest is the lesser evil.
+    """
+    whole = side_px - side_px % patch_px
+    return whole if whole >= Discriminator.min_px else side_px
 
 
 def _discriminator(config: TrainConfig) -> Discriminator:

@@ -171,11 +171,13 @@ class GanTask:
     def _generator_pass(
         self, y: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, figures: Figures
     ) -> ChunkResult:
+        parts = seed.parts(len(crops))  # either loop judges each crop once, in their order, as D's step does
+
         def pixel(sr: Tensor, real: Tensor) -> Tensor:
             return self.objective.pixel(sr, real, figures)
 
         def deep(sr: Tensor, real: Tensor) -> Tensor:
-            return self.objective.deep(sr, real, figures, seed)
+            return self.objective.deep(sr, real, figures, next(parts))
 
         def backward(loss: Tensor) -> None:
             (loss * share).backward()
@@ -195,9 +197,9 @@ class GanTask:
     def _discriminator_pass(
         self, sr: Tensor, gt: Tensor, crops: tuple[Window, ...], share: float, seed: Seed, figures: Figures
     ) -> None:
-        for window in crops:
+        for window, part in zip(crops, seed.parts(len(crops)), strict=True):
             with self.autocast():
-                loss = self.objective.discriminator(cut(sr, window), cut(gt, window), figures, seed)
+                loss = self.objective.discriminator(cut(sr, window), cut(gt, window), figures, part)
             (loss * share / len(crops)).backward()
 
 

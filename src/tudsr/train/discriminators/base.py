@@ -22,6 +22,7 @@ class Discriminator(nn.Module):
 
     frozen_parts: tuple[str, ...] = ()
     min_px = 64  # the least side that is promised to work; smaller ones leave a ViT a handful of tokens
+    patch_px = 1  # sides that are no multiple of it are padded
 
     def __init__(self, augment: str = "") -> None:
         """Set up the augmentation.
