@@ -20,7 +20,10 @@ SIGMA_PX = 16
 BAND_PX = 1
 """How far around a border a line still counts as the border's."""
 
+BESIDE_PX = 128
+"""How far from a border lines are that its own are held against: beyond, a picture shows something else."""
 
+_LATENT_PX = 64  # no latent's grid is coarser
 _TRUNCATE = 4  # sigmas
 
 
@@ -29,8 +32,9 @@ class SeamReport:
     """How much more the difference of two runs changes at window borders than elsewhere; 1 is no seam.
 
     Attributes:
-        gradient_ratio: mean |d[i] - d[i - 1]| where windows begin or end (within 1 px), over the mean of all other
-            lines. Accepted: <= 1.05.
+        gradient_ratio: mean |d[i] - d[i - 1]| where windows begin or end (within 1 px), over the mean of the other
+            lines beside them, up to 128 px away, that lie as they do on the latent's grid: windows begin at its
+            multiples, where d changes more, window or not. Accepted: <= 1.05.
         step_ratio: mean |low[i + 16] - low[i - 16]|, low being d after a Gaussian of 16 px, at the borders and at the
             middles of the overlaps, over the mean of the lines more than 16 px away from all of them; lines within
             64 px of the picture's edge, which the Gaussian reaches over, are left out. NaN where no line is left of
@@ -95,7 +99,8 @@ class SeamMeter:
         for dim, axis in ((-2, "y"), (-1, "x")):
             borders = _borders(grid_a, axis) | _borders(grid_b, axis)
             middles = _middles(grid_a, axis) | _middles(grid_b, axis)
-            self._gradient.add(_line_means(d, dim, 1), borders, offset=1, apart=BAND_PX)
+            period = math.gcd(_period(grid_a, axis), _period(grid_b, axis))
+            self._gradient.add(_line_means(d, dim, 1), borders, offset=1, apart=BAND_PX, period=period)
             if d.shape[dim] > 2 * (edge + SIGMA_PX):
                 inner = low.narrow(dim, edge, d.shape[dim] - 2 * edge)
                 means = _line_means(inner, dim, 2 * SIGMA_PX)
@@ -116,7 +121,7 @@ class _Lines:
         self.at_borders: list[float] = []
         self.elsewhere: list[float] = []
 
-    def add(self, means: list[float], borders: set[int], offset: int, apart: int) -> None:
+    def add(self, means: list[float], borders: set[int], offset: int, apart: int, period: int | None = None) -> None:
         """Sort an axis's lines.
 
         Args:
@@ -124,12 +129,15 @@ class _Lines:
             borders: where borders lie, as the pixel after the border.
             offset: in pixels.
             apart: lines farther than this from every border are elsewhere, those within BAND_PX at it, others neither.
+            period: of the latent's grid, in pixels; only lines that are whole periods away, within BAND_PX, and no more
+                than BESIDE_PX, are elsewhere. None: all are.
         """
         for position, mean in enumerate(means, start=offset):
-            distance = min((abs(position - border) for border in borders), default=math.inf)
+            away = [position - border for border in borders]
+            distance = min(map(abs, away), default=math.inf)
             if distance <= BAND_PX:
                 self.at_borders.append(mean)
-            elif distance > apart:
+            elif distance > apart and (period is None or any(_is_alike(one, period) for one in away)):
                 self.elsewhere.append(mean)
 
     def ratio(self) -> float:
@@ -142,6 +150,17 @@ class _Lines:
 
 def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def _is_alike(away: int, period: int) -> bool:
+    """Whether a line so many pixels from a border is near it and lies as it does on a grid of that period."""
+    return abs(away) <= BESIDE_PX and abs((away + period // 2) % period - period // 2) <= BAND_PX
+
+
+def _period(grid: WindowGrid, axis: str) -> int:
+    """Return what all places where windows begin or end are multiples of, in canvas pixels, with the shift."""
+    starts, side = (grid.ys, grid.window_h) if axis == "y" else (grid.xs, grid.window_w)
+    return math.gcd(_LATENT_PX, side, grid.shift_px, *starts)
 
 
 def _borders(grid: WindowGrid, axis: str) -> set[int]:
