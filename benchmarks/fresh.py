@@ -94,7 +94,8 @@ def _work(args: argparse.Namespace, dtype: str, seconds: float) -> dict[str, Any
     from tudsr.request import Request
 
     kind = getattr(torch, dtype.removeprefix("torch."))
-    useful = machine.useful_tflop(meta_model(args.model, kind), Request(scale=args.scale), args.side)
+    request = Request.of({"scale": args.scale} | json.loads(args.options))
+    useful = machine.useful_tflop(meta_model(args.model, kind), request, args.side)
     matmul = matmul_rate(pick_device("auto"), kind)["tflops"]
     return {
         "useful_tflop": round(useful, 3), "matmul_tflops": round(matmul, 4),
