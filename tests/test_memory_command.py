@@ -100,3 +100,17 @@ def test_less_than_the_least_is_refused_and_the_least_named(folder):
         assert int(said[1]) == budget
         assert int(said[2]) == pytest.approx(least, rel=0.05)
     assert not (folder / "never.png").exists()
+
+
+def test_what_is_enough_for_one_picture_is_enough_for_a_folder(folder):
+    """What the first picture leaves in memory does not count on top of what the next one takes."""
+    (folder / "several").mkdir()
+    for name in "abc":
+        Image.open(folder / "a.png").resize((100, 100)).save(folder / "several" / f"{name}.png")
+    refused = tudsr(folder, "upscale", MB, "several/a.png", "-o", "small.png")
+    least = int(re.search(r"(\d+) MB is the least", refused.stderr)[1]) * MB
+    made = tudsr(folder, "upscale", least, "several", "-o", "made")
+    assert made.returncode == 0, made.stderr
+    peaks = [json.loads(line)["peak_rss_mb"] * MB for line in made.stdout.splitlines()]
+    assert len(peaks) == 3
+    assert max(peaks) <= least
