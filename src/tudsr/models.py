@@ -101,9 +101,9 @@ def replace_vae(backbone: Backbone, name: str | Path, dtype: torch.dtype) -> Non
         )
 
 
-@torch.no_grad()
 def _latent_shape(backbone: Backbone) -> tuple[int, ...]:
-    return tuple(backbone.encode(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX)).shape[1:])
+    side = _PROBE_PX // backbone.patch_px
+    return backbone.latent_channels, side, side
 
 
 def _fetch_base(hub_id: str) -> Path:
@@ -138,7 +138,8 @@ def identify_unet(folder: Path) -> str:
         raise ModelError(f"{file}: missing; a diffusers folder with safetensors is expected (unet/ holds: {others}).")
     digest = sha256_file(file)
     _refuse(str(file), digest)
-    if digest not in sd21.KNOWN_UNETS and (beside := folder / _fp16(UNET_FILE)).is_file():
+    beside = folder / _fp16(UNET_FILE)
+    if digest not in sd21.KNOWN_UNETS and beside != file and beside.is_file():
         _refuse(str(beside), sha256_file(beside))  # the float32 file of SD2.0 is not known, its partner is
     if digest in sd21.KNOWN_UNETS:
         return f"The UNet is known-good: {sd21.KNOWN_UNETS[digest]}."

@@ -37,7 +37,6 @@ Say = Callable[[str], None]
 Deliver = Callable[[Path], object]
 
 WORK_SUFFIX = ".tudsr-work"
-DELIVERED = "delivered"
 _MB = 1e6
 _commit = functools.cache(commit)  # of the code that runs: its checkout may move on under a run of many pictures
 
@@ -154,7 +153,6 @@ class Spooled:
         encoded = self._folder / f"encoded{self._target.suffix}"  # there a kill leaves nothing that nobody removes
         lost = encode_spooled(encoded, out, made)
         self._deliver(encoded)
-        (self._folder / DELIVERED).touch()
         discard(self._folder)
         for note in (*header.notes, *lost, *lost_bits(header.bits, fmt)):
             say(f"{self._source}: {note}")
@@ -211,18 +209,16 @@ def begun(folder: Path) -> bool:
 def sweep(target: Path, folder: Path | None = None) -> None:
     """Remove what is left of the work on a picture that is finished, unless a run is at it.
 
-    The picture is then younger than the work's journal, or the work says that it was delivered, to a URL; one that is
-    about to be replaced is not.
+    The picture is then younger than the work's journal; one that is about to be replaced is not.
 
     Args:
-        target: the finished picture; of a URL that is no file, only what the work says counts.
+        target: the finished picture.
         folder: of the work; None: beside the picture.
     """
     folder = folder or work_folder(target)
     if folder.is_dir():
         with contextlib.suppress(InputError, OSError), alone(folder.with_suffix(".lock"), target):
-            over = read_journal(folder) is None or (folder / DELIVERED).exists()
-            if over or _changed(target) > _changed(folder / JOURNAL_NAME):
+            if read_journal(folder) is None or _changed(target) > _changed(folder / JOURNAL_NAME):
                 discard(folder)
 
 

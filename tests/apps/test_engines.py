@@ -33,7 +33,7 @@ from tudsr.errors import InputError
 from tudsr.memory import Fit
 from tudsr.pipeline import TUDSR
 from tudsr.request import Request
-from tudsr.spooled import DELIVERED, alone, work_folder
+from tudsr.spooled import alone, work_folder
 
 JOURNAL = ".tudsr-journal.jsonl"
 
@@ -357,11 +357,9 @@ def test_work_on_disk_for_a_url_has_a_place_that_the_next_attempt_finds(monkeypa
         work_place(far)
 
 
-@pytest.mark.parametrize(("journal", "delivered"), [(False, False), (True, True), (True, False)])
-def test_what_a_kill_left_of_an_uploaded_picture_is_removed(
-    journal, delivered, bicubic, photo, memory, monkeypatch, tmp_path
-):
-    """The journal goes first: a folder without one is of no use to anybody, nor is one that says it was delivered."""
+@pytest.mark.parametrize("journal", [False, True])
+def test_what_a_kill_left_of_an_uploaded_picture_is_removed(journal, bicubic, photo, memory, monkeypatch, tmp_path):
+    """The journal goes first: a folder without one is of no use to anybody."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = photo(tmp_path / "a.png")
     assert run(source, "-o", "memory://out/a.png").exit_code == 0
@@ -370,10 +368,8 @@ def test_what_a_kill_left_of_an_uploaded_picture_is_removed(
     (place / "output.raw").write_bytes(b"rows")
     if journal:
         (place / JOURNAL_NAME).write_text('{"key": {}, "rows": {}, "how": {}, "made": {}}')
-    if delivered:
-        (place / DELIVERED).touch()
     assert "exists already" in run(source, "-o", "memory://out/a.png").stderr
-    assert place.exists() == (journal and not delivered)
+    assert place.exists() == journal
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("shapes")])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tudsr.data.operators import Pictures, Size, cut, settled, sizes_of, stacked, whole
+from tudsr.data.operators import Pictures, cut, settled, sizes_of, stacked, whole
 
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), in raster order.
 _LUMA_TABLE = (
@@ -50,21 +50,11 @@ def jpeg(pictures: Pictures, qualities: Sequence[int]) -> list[Tensor]:
     luma = whole(ycbcr[:, :1]) - 128
     chroma = _halve(whole(ycbcr[:, 1:]))  # (B, 2, H16/2, W16/2), already centred on 0
     luma, chroma = _quantise(luma, chroma, torch.tensor(qualities, device=rgb.device))
-    rgb = _to_rgb(luma.clamp(-128, 127) + 128, _doubled(chroma.clamp(-128, 127), sizes, like=luma))
-    return cut(rgb.div_(255), sizes)
-
-
-def _doubled(chroma: Tensor, sizes: Sequence[Size], like: Tensor) -> Tensor:
-    """Enlarge the chroma of pictures of their own sizes to their luma's, (B, 1, H, W), rounded.
-
-    libjpeg's «fancy» triangle upsampling is bilinear interpolation with replicated borders: each picture's own.
-    """
-    doubled = like.new_zeros(len(like), 2, *like.shape[-2:])
-    halves = cut(chroma, [(-(-h // 2), -(-w // 2)) for h, w in sizes])
-    for place, half in zip(doubled, halves, strict=True):
-        large = F.interpolate(half[None], scale_factor=2, mode="bilinear")[0]
-        place[:, : large.shape[-2], : large.shape[-1]] = large
-    return doubled.round_()
+    # libjpeg's «fancy» triangle upsampling is bilinear interpolation with replicated borders: each picture's own.
+    halves = cut(chroma.clamp(-128, 127), [(-(-h // 2), -(-w // 2)) for h, w in sizes])
+    chroma = stacked([F.interpolate(half[None], scale_factor=2, mode="bilinear")[0] for half in halves]).round()
+    luma = luma[..., : chroma.shape[-2], : chroma.shape[-1]].clamp(-128, 127) + 128
+    return cut(_to_rgb(luma, chroma).div_(255), sizes)
 
 
 def _halve(chroma: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The operators of the degradation pipeline: blur, resize, Gaussian and Poisson noise.
 
 Pictures are (3, H, W) float32 RGB in [0, 1] here, several at once, each of a size of its own; results may leave that
-range. There we differ from Real-ESRGAN,
-which clips to it after either noise. It shows only where the second noise meets the final resize and filter before
-JPEG, which clips too; it is kept because models were trained so, and the test sets' hashes are pinned to it.
+range. There we differ from Real-ESRGAN, which clips to it after either noise. It shows only where the second noise
+meets the final resize and filter before JPEG, which clips too; it is kept because models were trained so, and the test
+sets' hashes are pinned to it.
 Noise is drawn on the CPU from a seed, so that every device sees the same field. float64 is taken too, and kept: then
 every machine finds the same 8-bit values, whatever its libraries do with the last bits (see `settled`).
 Source: Wang et al., «Real-ESRGAN» (2021), section 3.
@@ -63,9 +63,9 @@ def stacked(pictures: Pictures) -> Tensor:
         (B, C, H, W) of the largest H and W; each picture at the top left of its own, with zeros below and beside. Of
         one picture it is a view.
     """
-    sizes = sizes_of(pictures)
     if len(pictures) == 1:
         return pictures[0][None]
+    sizes = sizes_of(pictures)
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     batch = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], height, width)
     for place, picture, (h, w) in zip(batch, pictures, sizes, strict=True):

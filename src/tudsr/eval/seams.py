@@ -157,17 +157,20 @@ def _is_alike(away: int, period: int) -> bool:
     return abs(away) <= BESIDE_PX and abs((away + period // 2) % period - period // 2) <= BAND_PX
 
 
+def _along(grid: WindowGrid, axis: str) -> tuple[tuple[int, ...], int, int]:
+    """Return an axis's starts, the windows' side and the picture's, in pixels."""
+    return (grid.ys, grid.window_h, grid.height) if axis == "y" else (grid.xs, grid.window_w, grid.width)
+
+
 def _period(grid: WindowGrid, axis: str) -> int:
     """Return what all places where windows begin or end are multiples of, in canvas pixels, with the shift."""
-    starts, side = (grid.ys, grid.window_h) if axis == "y" else (grid.xs, grid.window_w)
+    starts, side, _ = _along(grid, axis)
     return math.gcd(_LATENT_PX, side, grid.shift_px, *starts)
 
 
 def _borders(grid: WindowGrid, axis: str) -> set[int]:
     """Return where windows begin or end, as the pixel after the border, in the picture's own pixels."""
-    starts, side, length = (
-        (grid.ys, grid.window_h, grid.height) if axis == "y" else (grid.xs, grid.window_w, grid.width)
-    )
+    starts, side, length = _along(grid, axis)
     places = {at - grid.shift_px for start in starts for at in (start, start + side)}
     return {at for at in places if 0 < at < length}
 
